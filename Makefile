@@ -1,0 +1,115 @@
+# Two commands do all set-up on a machine with Python 3.11 or newer (no compiler needed):
+#   make run     chat with the demo model          make test    run the tests
+# Everything that set-up prints goes to standard error, so `echo "question" | make run` writes the
+# answer, and nothing else, to standard output.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+PYTEST_ARGS ?=
+# The transformers oracle needs torch, whose newest default build may bring gigabytes of CUDA:
+# one named build is installed first, then a range that it satisfies.
+ORACLE_TORCH ?= torch==2.13.0
+
+# No current directory on sys.path: kernels/ must never be importable next to hga.kernels.
+export PYTHONSAFEPATH := 1
+
+FOLDERS := kernels kvstore models runtime tools
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check --no-input install -qq --retries 5
+
+.PHONY: help setup setup-test setup-dev setup-oracle run test check lint ruff mypy arrows types \
+        format bench clean
+
+help:
+	@echo 'make run [ARGS="-p TEXT"]  chat with the demo model (sets everything up the first time)'
+	@echo 'make test                  run the tests that need no GPU and are not slow'
+	@echo 'make check                 lint, types, import arrows and tests: what CI runs'
+	@echo 'make lint | format         ruff, mypy and import-linter | rewrite with ruff'
+	@echo 'make bench [ARGS=...]      prefill and decode speed of the demo model'
+	@echo 'make setup-oracle          also install torch and transformers, for the oracle tests'
+	@echo 'make setup | types | clean install only | link tree for type-checkers | remove all made here'
+	@echo 'PYTHON=python3.12 picks the interpreter, VENV=DIR the virtual environment.'
+
+# pip is the last file that venv writes: where it is missing, set-up never finished.
+$(BIN)/pip:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo 'hga: $(PYTHON) not found; install Python 3.11 or newer, or: make PYTHON=/path/to/python3' >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' </dev/null 2>/dev/null || { \
+	  found=$$($(PYTHON) -V 2>&1 | head -n 1); \
+	  echo "hga: needs Python 3.11 or newer, $(PYTHON) is $$found; try make PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null </dev/null || { \
+	  echo 'hga: $(PYTHON) lacks the venv module; install it (Debian, Ubuntu: apt install python3-venv)' >&2; \
+	  exit 1; }
+	@echo 'hga: setting up $(VENV) with $(PYTHON): about 100 MB to download, a minute or so' >&2
+	@$(PYTHON) -m venv --clear $(VENV) </dev/null >&2
+
+# One stamp per group of extras, remade when pyproject.toml changes.
+$(VENV)/.setup-run: pyproject.toml | $(BIN)/pip
+	@$(PIP_INSTALL) -e . </dev/null >&2
+	@touch $@
+
+$(VENV)/.setup-test: pyproject.toml | $(BIN)/pip
+	@echo 'hga: installing with what the tests need' >&2
+	@$(PIP_INSTALL) -e '.[test]' </dev/null >&2
+	@touch $(VENV)/.setup-run $@
+
+$(VENV)/.setup-dev: pyproject.toml | $(BIN)/pip
+	@echo 'hga: installing with what tests and linters need' >&2
+	@$(PIP_INSTALL) -e '.[test,dev]' </dev/null >&2
+	@touch $(VENV)/.setup-run $(VENV)/.setup-test $@
+
+$(VENV)/.setup-oracle: pyproject.toml | $(BIN)/pip
+	@echo 'hga: installing torch and transformers for the oracle tests (about 200 MB)' >&2
+	@$(PIP_INSTALL) '$(ORACLE_TORCH)' </dev/null >&2
+	@$(PIP_INSTALL) -e '.[test,oracle]' </dev/null >&2
+	@touch $(VENV)/.setup-run $(VENV)/.setup-test $@
+
+setup: $(VENV)/.setup-run
+	@:
+setup-test: $(VENV)/.setup-test
+	@:
+setup-dev: $(VENV)/.setup-dev
+	@:
+setup-oracle: $(VENV)/.setup-oracle
+	@:
+
+run: $(VENV)/.setup-run
+	@$(BIN)/hga run demo $(ARGS)
+
+bench: $(VENV)/.setup-run
+	@$(BIN)/hga bench demo $(ARGS)
+
+test: $(VENV)/.setup-test
+	@$(BIN)/python -m pytest -m 'not gpu and not slow' $(PYTEST_ARGS)
+
+check: lint test
+
+lint: ruff mypy arrows
+
+ruff: $(VENV)/.setup-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(VENV)/.setup-dev
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+mypy: $(VENV)/.setup-dev types
+	@$(BIN)/mypy $(FOLDERS:%=-p hga.%)
+
+arrows: $(VENV)/.setup-dev
+	@$(BIN)/lint-imports
+
+# Type-checkers do not follow an editable install's import hook; they follow links.
+types:
+	@rm -rf .types
+	@mkdir -p .types/hga
+	@for folder in $(FOLDERS); do ln -s ../../$$folder .types/hga/$$folder; done
+
+clean:
+	@rm -rf .venv .types build dist *.egg-info \
+	  .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find $(FOLDERS) tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

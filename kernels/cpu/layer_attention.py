@@ -1,0 +1,221 @@
+"""The attention half of a layer: rotate and store, route, attend.
+
+A single token is cut over KV heads and spans of 256 tokens, a block of tokens over KV heads and
+tiles of query tokens. Neither cut depends on the number of threads, and both run the same row
+arithmetic in the same order (kernels/cpu/attention.py).
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import carray, njit
+
+from . import attention as att
+from . import elementwise as ew
+from . import routing
+from .simd import store_scalar_i64
+from .sync import as_pointer, atomic_add, barrier
+
+JIT = {"nogil": True, "error_model": "numpy"}
+
+# Query tokens of a tile: its rows share the keys and values of a span in the second-level cache.
+TILE_TOKENS = 16
+
+
+@njit(**JIT)
+def share(n: Any, thread: Any, n_threads: Any) -> Any:
+    """This thread's part start..end of n items."""
+    return n * thread // n_threads, n * (thread + 1) // n_threads
+
+
+@njit(**JIT)
+def rotate_and_append(c: Any, layer: Any, thread: Any, n: Any) -> None:
+    """Norm, rotate and scale the query heads; norm, rotate and store keys and values."""
+    d = layer.head_dim
+    cos = c.cos + layer.rope_index * c.rope_bytes
+    sin = c.sin + layer.rope_index * c.rope_bytes
+    i0, i1 = share(c.n_tokens * layer.n_heads, thread, n)
+    for i in range(i0, i1):
+        q, t = c.q + 4 * d * i, i // layer.n_heads
+        if layer.q_norm != 0:
+            ew.rms_norm(q, layer.q_norm, d, c.eps, q)
+        ew.rope(q, cos + t * c.half_bytes, sin + t * c.half_bytes, d, layer.scale)
+    # One item is a KV head of a chunk, so that a page is written by one thread.
+    end = c.position + c.n_tokens
+    first_chunk = c.position // att.CHUNK_TOKENS
+    n_chunks = (end - 1) // att.CHUNK_TOKENS + 1 - first_chunk
+    for i in range(n - 1 - thread, layer.n_kv_heads * n_chunks, n):
+        h, start = i % layer.n_kv_heads, (first_chunk + i // layer.n_kv_heads) * att.CHUNK_TOKENS
+        for position in range(max(start, c.position), min(start + att.CHUNK_TOKENS, end)):
+            t = position - c.position
+            at = 4 * d * (t * layer.n_kv_heads + h)
+            k = c.k + at
+            if layer.k_norm != 0:
+                ew.rms_norm(k, layer.k_norm, d, c.eps, k)
+            ew.rope(k, cos + t * c.half_bytes, sin + t * c.half_bytes, d, 1.0)
+            att.append(layer.pages, position, h, d, k, c.v + at)
+            if layer.means != 0 and (position & 15) == 15:
+                routing.close_group(layer.pages, position >> 4, h, d, layer.means, layer.mean_bytes)
+
+
+@njit(**JIT)
+def _route(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: Any) -> Any:
+    """Choose the groups of each KV head for a single token; returns the phase afterwards."""
+    d, n_groups = layer.head_dim, (c.position >> 4) + 1
+    rows = layer.n_heads // layer.n_kv_heads
+    first, last = c.n_sinks, n_groups - c.n_window
+    b0, b1 = first >> 4, (last + 15) >> 4
+    i0, i1 = share(layer.n_kv_heads * (b1 - b0), thread, n)
+    for item in range(i0, i1):
+        h, b = item // (b1 - b0), b0 + item % (b1 - b0)
+        routing.score_block(
+            layer.means + h * layer.mean_bytes,
+            b,
+            d,
+            c.q + 4 * d * rows * h,
+            rows,
+            c.scores + h * rows * c.score_bytes,
+            c.score_bytes,
+            private,
+        )
+    phase = barrier(c.barrier, n, phase)
+    for h in range(thread, layer.n_kv_heads, n):
+        base = c.scores + (layer.n_heads + 2 * h) * c.score_bytes
+        pooled = carray(as_pointer(base), last - first, np.float32)
+        copy = carray(as_pointer(base + c.score_bytes), last - first, np.float32)
+        routing.pool_shares(
+            c.scores + h * rows * c.score_bytes, c.score_bytes, rows, first, last, pooled
+        )
+        count = routing.select_groups(
+            pooled, copy, first, last, c.n_select, n_groups, c.groups + h * c.group_bytes
+        )
+        store_scalar_i64(c.counts + 8 * h, count)
+    return barrier(c.barrier, n, phase)
+
+
+@njit(**JIT)
+def attend_token(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: Any) -> Any:
+    """Attention of a single token, over all it sees or over the routed groups."""
+    d = layer.head_dim
+    rows = layer.n_heads // layer.n_kv_heads
+    low, high = 0, c.position + 1
+    if layer.window > 0:
+        low = max(0, high - layer.window)
+    first_span, n_groups = low // att.SPAN_TOKENS, (c.position >> 4) + 1
+    n_routed = c.n_sinks + c.n_window + c.n_select
+    routed = layer.means != 0 and c.n_select > 0 and n_groups > n_routed
+    if routed:
+        phase = _route(c, layer, thread, n, phase, private)
+        n_groups = n_routed
+    n_spans = (n_groups + att.SPAN_GROUPS - 1) // att.SPAN_GROUPS - first_span
+    row_bytes = 4 * (att.PARTIAL_HEAD + d)
+    padded = (rows + 3) // 4 * 4
+    i0, i1 = share(layer.n_kv_heads * n_spans, thread, n)
+    for item in range(i0, i1):
+        h, first = item // n_spans, (first_span + item % n_spans) * att.SPAN_GROUPS
+        count = min(att.SPAN_GROUPS, n_groups - first)
+        groups = c.groups + h * c.group_bytes if routed else 0
+        for r in range(0, rows, 4):
+            q, top = c.q + 4 * d * rows * h, rows - 1
+            att.attend_span(
+                layer.pages,
+                groups,
+                first,
+                count,
+                h,
+                d,
+                q + 4 * d * r,
+                q + 4 * d * min(r + 1, top),
+                q + 4 * d * min(r + 2, top),
+                q + 4 * d * min(r + 3, top),
+                low,
+                low,
+                low,
+                low,
+                high,
+                high,
+                high,
+                high,
+                private,
+                c.partials + (item * padded + r) * row_bytes,
+                row_bytes,
+            )
+    phase = barrier(c.barrier, n, phase)
+    for h in range(thread, layer.n_heads, n):
+        kv, r = h // rows, h % rows
+        att.clear_partial(private, d)
+        for span in range(n_spans):
+            item = kv * n_spans + span
+            att.merge(private, c.partials + (item * padded + r) * row_bytes, d)
+        att.finish(private, d, c.mixed.values + 4 * d * h)
+    if thread == 0:
+        atomic_add(c.attended, min(high - low, n_groups * att.GROUP_TOKENS))
+    return barrier(c.barrier, n, phase)
+
+
+@njit(**JIT)
+def attend_block(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: Any) -> Any:
+    """Exact causal attention of a block of tokens, tiles taken in turn by free threads."""
+    d = layer.head_dim
+    rows = layer.n_heads // layer.n_kv_heads
+    n_tiles = (c.n_tokens + TILE_TOKENS - 1) // TILE_TOKENS
+    row_bytes = 4 * (att.PARTIAL_HEAD + d)
+    q_row = 4 * d * layer.n_heads
+    scores, partial = private, private + 16 * att.SPAN_TOKENS
+    totals = partial + 4 * row_bytes
+    while True:
+        item = atomic_add(c.next_item, 1)
+        if item >= layer.n_kv_heads * n_tiles:
+            break
+        # Late tiles see most keys: they go first, so that threads end together.
+        h, tile = item % layer.n_kv_heads, n_tiles - 1 - item // layer.n_kv_heads
+        t0 = tile * TILE_TOKENS
+        n_rows = (min(c.n_tokens, t0 + TILE_TOKENS) - t0) * rows
+        for r in range(n_rows):
+            att.clear_partial(totals + r * row_bytes, d)
+        low = 0
+        if layer.window > 0:
+            low = max(0, c.position + t0 + 1 - layer.window)
+        end = c.position + t0 + n_rows // rows
+        n_groups = (end + 15) >> 4
+        for first in range(low // att.SPAN_TOKENS * att.SPAN_GROUPS, n_groups, att.SPAN_GROUPS):
+            count = min(att.SPAN_GROUPS, n_groups - first)
+            for r in range(0, n_rows, 4):
+                r1, r2, r3 = min(r + 1, n_rows - 1), min(r + 2, n_rows - 1), min(r + 3, n_rows - 1)
+                h0, h1 = c.position + t0 + r // rows + 1, c.position + t0 + r1 // rows + 1
+                h2, h3 = c.position + t0 + r2 // rows + 1, c.position + t0 + r3 // rows + 1
+                l0 = l1 = l2 = l3 = 0
+                if layer.window > 0:
+                    l0, l1 = max(0, h0 - layer.window), max(0, h1 - layer.window)
+                    l2, l3 = max(0, h2 - layer.window), max(0, h3 - layer.window)
+                q = c.q + q_row * t0 + 4 * d * rows * h
+                att.attend_span(
+                    layer.pages,
+                    0,
+                    first,
+                    count,
+                    h,
+                    d,
+                    q + (r // rows) * q_row + 4 * d * (r % rows),
+                    q + (r1 // rows) * q_row + 4 * d * (r1 % rows),
+                    q + (r2 // rows) * q_row + 4 * d * (r2 % rows),
+                    q + (r3 // rows) * q_row + 4 * d * (r3 % rows),
+                    l0,
+                    l1,
+                    l2,
+                    l3,
+                    h0,
+                    h1,
+                    h2,
+                    h3,
+                    scores,
+                    partial,
+                    row_bytes,
+                )
+                for i in range(min(4, n_rows - r)):
+                    att.merge(totals + (r + i) * row_bytes, partial + i * row_bytes, d)
+        out = c.mixed.values + q_row * t0 + 4 * d * rows * h
+        for r in range(n_rows):
+            at = out + (r // rows) * q_row + 4 * d * (r % rows)
+            att.finish(totals + r * row_bytes, d, at)
+    return barrier(c.barrier, n, phase)

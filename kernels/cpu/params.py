@@ -1,0 +1,61 @@
+"""Parameter blocks of the forward kernel: structured dtypes filled by the runtime.
+
+Every field is 8 bytes: a count, a code, or the int64 address of a buffer. A block and everything
+it points to must stay alive while the kernel runs. T is the number of tokens of the call.
+"""
+
+from typing import Any
+
+import numpy as np
+
+_I, _F = np.int64, np.float64
+
+
+def _fields(kind: type, names: str) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names.split()]
+
+
+# A tiled matrix: address of the tiles, format code, bytes per row group, rows, columns.
+MATRIX = np.dtype(_fields(_I, "tiles code step rows cols"))
+
+# Activation rows: float32 [T, K], their int8 codes, scales and sums (kernels/cpu/tiles.py).
+ROWS = np.dtype(_fields(_I, "values codes scales sums"))
+
+LAYER = np.dtype(
+    [(name, MATRIX) for name in ("q", "k", "v", "o", "gate", "up", "down", "router")]
+    # float32 vectors, 0 where the layer has none
+    + _fields(_I, "attn_norm mlp_norm post_attn_norm post_mlp_norm q_norm k_norm")
+    + _fields(_I, "q_bias k_bias v_bias o_bias")
+    + _fields(_I, "n_heads n_kv_heads head_dim window rope_index activation")
+    # experts: int64 [n_experts][3] tile addresses (gate, up, down); n_experts 0: dense
+    + _fields(_I, "experts n_experts n_used norm_topk")
+    # pages: int64 page address by chunk; means: group summaries, mean_bytes apart per KV head
+    # (0: this layer is never routed)
+    + _fields(_I, "pages means mean_bytes")
+    + _fields(_F, "scale")
+)
+
+CALL = np.dtype(
+    [(name, MATRIX) for name in ("embed", "head")]
+    + [(name, ROWS) for name in ("normed", "mixed", "hidden_act")]
+    # layers first_layer..last_layer run; tokens: int64 [T] at positions position..position + T
+    + _fields(_I, "layers first_layer last_layer hidden final_norm tokens n_tokens position")
+    # the last n_logits tokens go through the head into logits float32 [n_logits, V]
+    + _fields(_I, "n_logits logits embed_first")
+    # two int64 counters, 0 at the start of a call
+    + _fields(_I, "barrier next_item")
+    # cos, sin: float32 [n_ropes][T][half], rope_bytes per RoPE, half_bytes per token
+    + _fields(_I, "cos sin rope_bytes half_bytes")
+    # routing of a single token: groups chosen per KV head (0: all), sink and window groups;
+    # attended: int64 count of tokens read, summed over layers
+    + _fields(_I, "n_select n_sinks n_window attended")
+    # float32 buffers: residual [T, hidden], projections, router logits [T, E16], up [T, F]
+    + _fields(_I, "residual q k v proj up router_logits")
+    # expert choice: int32 [T, used], float32 [T, used], int32 [E + 1] starts, int32 [T * used]
+    + _fields(_I, "chosen weights starts order")
+    # routing scratch: float32 rows of score_bytes, int32 rows of group_bytes, int64 counts
+    + _fields(_I, "scores score_bytes groups group_bytes counts partials")
+    # private scratch: address of thread 0's, bytes per thread
+    + _fields(_I, "private private_bytes")
+    + _fields(_F, "eps embed_scale")
+)

@@ -1,0 +1,117 @@
+"""The byte half of the SIMD vocabulary: nibbles, bit planes and the dot product of bytes.
+
+The dot product is the one operation without a portable form: `vpdpbusd` on AVX-512 VNNI, `pmaddwd`
+on AVX2, plain 32-bit products elsewhere. All three are exact.
+"""
+
+from typing import Any
+
+from llvmlite import binding, ir
+
+from .simd import (
+    _I1,
+    _I16,
+    _I32,
+    _I32X16,
+    _I64,
+    _U8X64,
+    ISA,
+    _address,
+    _call,
+    _const,
+    _load,
+    _op,
+    i32x16,
+    u8x64,
+)
+
+
+@_op(u8x64, u8x64)
+def low_nibbles(b: Any, v: Any) -> Any:
+    """Bits 0-3 of each byte."""
+    return b.and_(v, _const(_U8X64, 15))
+
+
+@_op(u8x64, u8x64)
+def high_nibbles(b: Any, v: Any) -> Any:
+    """Bits 4-7 of each byte."""
+    return b.lshr(v, _const(_U8X64, 4))
+
+
+def _two_bits(shift: int) -> Any:
+    @_op(u8x64, u8x64, u8x64)
+    def or_two_bits(b: Any, nibbles: Any, v: Any) -> Any:
+        """nibbles plus two bits of v, moved to bits 4-5."""
+        move = 4 - shift
+        wide = ir.VectorType(_I16, 32)
+        v = b.bitcast(v, wide)
+        if move > 0:
+            v = b.shl(v, _const(wide, move))
+        elif move < 0:
+            v = b.lshr(v, _const(wide, -move))
+        return b.or_(nibbles, b.and_(b.bitcast(v, _U8X64), _const(_U8X64, 0x30)))
+
+    return or_two_bits
+
+
+or_bits_0, or_bits_2, or_bits_4, or_bits_6 = (_two_bits(s) for s in (0, 2, 4, 6))
+
+
+@_op(u8x64, u8x64, _address)
+def or_fifth_bits(b: Any, nibbles: Any, p: Any) -> Any:
+    """nibbles plus 16 where the bit of the 64-bit word at p is set (bit i belongs to byte i)."""
+    mask = b.bitcast(_load(b, p, _I64), ir.VectorType(_I1, 64))
+    return b.or_(nibbles, b.select(mask, _const(_U8X64, 16), _const(_U8X64, 0)))
+
+
+def _dot_portable(b: Any, acc: Any, u: Any, s: Any) -> Any:
+    for k in range(4):
+        x = b.and_(b.lshr(b.bitcast(u, _I32X16), _const(_I32X16, 8 * k)), _const(_I32X16, 255))
+        y = b.ashr(b.shl(s, _const(_I32X16, 24 - 8 * k)), _const(_I32X16, 24))
+        acc = b.add(acc, b.mul(x, y))
+    return acc
+
+
+def _dot_avx2(b: Any, acc: Any, u: Any, s: Any) -> Any:
+    """Bytes widened to 16 bits, then pmaddwd: exact for every u8 and i8 (pmaddubsw saturates)."""
+    words, sums = ir.VectorType(_I16, 16), ir.VectorType(_I32, 8)
+    s = b.bitcast(s, _U8X64)
+    wide = []
+    for part in range(2):
+        index = ir.Constant(ir.VectorType(_I32, 32), list(range(32 * part, 32 * part + 32)))
+        x = b.shuffle_vector(u, ir.Constant(_U8X64, ir.Undefined), index)
+        y = b.shuffle_vector(s, ir.Constant(_U8X64, ir.Undefined), index)
+        x, y = b.bitcast(x, words), b.bitcast(y, words)
+        even = _call(
+            b,
+            "llvm.x86.avx2.pmadd.wd",
+            sums,
+            b.and_(x, _const(words, 255)),
+            b.ashr(b.shl(y, _const(words, 8)), _const(words, 8)),
+        )
+        odd = _call(
+            b,
+            "llvm.x86.avx2.pmadd.wd",
+            sums,
+            b.lshr(x, _const(words, 8)),
+            b.ashr(y, _const(words, 8)),
+        )
+        wide.append(b.add(even, odd))
+    joined = b.shuffle_vector(wide[0], wide[1], ir.Constant(_I32X16, list(range(16))))
+    return b.add(acc, joined)
+
+
+def _dot_avx512(b: Any, acc: Any, u: Any, s: Any) -> Any:
+    # LLVM 22 changed the operands of vpdpbusd from <16 x i32> to <64 x i8>.
+    operand = _U8X64 if binding.llvm_version_info[0] >= 22 else _I32X16
+    name = "llvm.x86.avx512.vpdpbusd.512"
+    return _call(b, name, _I32X16, acc, b.bitcast(u, operand), b.bitcast(s, operand))
+
+
+_DOT = {"avx512": _dot_avx512, "avx2": _dot_avx2, "generic": _dot_portable}[ISA]
+
+
+@_op(i32x16, i32x16, u8x64, i32x16)
+def dot_u8i8(b: Any, acc: Any, u: Any, s: Any) -> Any:
+    """acc plus, per lane, the sum of four products of unsigned u and signed s bytes."""
+    return _DOT(b, acc, u, s)

@@ -1,0 +1,253 @@
+"""Tiles of the integer formats against int8 activations.
+
+Activations are quantised per 32 columns: codes int8 [K], scales float32 [K/32], sums of 16 codes
+int32 [K/16]. See tiles.py for group1 and group4.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from .simd import (
+    add_i32,
+    fma,
+    load_i8_as_i32,
+    load_scalar_f32,
+    load_scalar_i32,
+    load_splat_f32,
+    load_splat_i32,
+    load_u8,
+    load_u8_as_i32,
+    mul,
+    splat_f32,
+    splat_i32,
+    to_f32,
+)
+from .simd_bytes import (
+    dot_u8i8,
+    high_nibbles,
+    low_nibbles,
+    or_bits_0,
+    or_bits_2,
+    or_bits_4,
+    or_bits_6,
+    or_fifth_bits,
+)
+from .simd_half import load_f16
+
+INLINE = {"forceinline": True, "nogil": True, "error_model": "numpy"}
+
+
+# --- codes: the eight u8x64 of a tile, columns 4*i..4*i+3 in the i-th ----------------------------
+
+
+@njit(**INLINE)
+def _codes8(w: Any) -> Any:
+    return (
+        load_u8(w),
+        load_u8(w + 64),
+        load_u8(w + 128),
+        load_u8(w + 192),
+        load_u8(w + 256),
+        load_u8(w + 320),
+        load_u8(w + 384),
+        load_u8(w + 448),
+    )
+
+
+@njit(**INLINE)
+def _codes4(w: Any) -> Any:
+    a, b, c, d = load_u8(w), load_u8(w + 64), load_u8(w + 128), load_u8(w + 192)
+    return (
+        low_nibbles(a),
+        low_nibbles(b),
+        low_nibbles(c),
+        low_nibbles(d),
+        high_nibbles(a),
+        high_nibbles(b),
+        high_nibbles(c),
+        high_nibbles(d),
+    )
+
+
+@njit(**INLINE)
+def _codes5(w: Any) -> Any:
+    c, h = _codes4(w), w + 256
+    return (
+        or_fifth_bits(c[0], h),
+        or_fifth_bits(c[1], h + 8),
+        or_fifth_bits(c[2], h + 16),
+        or_fifth_bits(c[3], h + 24),
+        or_fifth_bits(c[4], h + 32),
+        or_fifth_bits(c[5], h + 40),
+        or_fifth_bits(c[6], h + 48),
+        or_fifth_bits(c[7], h + 56),
+    )
+
+
+@njit(**INLINE)
+def _codes6(w: Any) -> Any:
+    c, h0, h1 = _codes4(w), load_u8(w + 256), load_u8(w + 320)
+    return (
+        or_bits_0(c[0], h0),
+        or_bits_2(c[1], h0),
+        or_bits_4(c[2], h0),
+        or_bits_6(c[3], h0),
+        or_bits_0(c[4], h1),
+        or_bits_2(c[5], h1),
+        or_bits_4(c[6], h1),
+        or_bits_6(c[7], h1),
+    )
+
+
+@njit(**INLINE)
+def _dot32(c: Any, x: Any, start: Any) -> Any:
+    """start plus the products of a tile with 32 activation codes at x."""
+    a = dot_u8i8(start, c[0], load_splat_i32(x))
+    b = dot_u8i8(splat_i32(np.int32(0)), c[1], load_splat_i32(x + 4))
+    a = dot_u8i8(a, c[2], load_splat_i32(x + 8))
+    b = dot_u8i8(b, c[3], load_splat_i32(x + 12))
+    a = dot_u8i8(a, c[4], load_splat_i32(x + 16))
+    b = dot_u8i8(b, c[5], load_splat_i32(x + 20))
+    a = dot_u8i8(a, c[6], load_splat_i32(x + 24))
+    b = dot_u8i8(b, c[7], load_splat_i32(x + 28))
+    return add_i32(a, b)
+
+
+@njit(**INLINE)
+def _dot16(c: Any, first: Any, x: Any, start: Any) -> Any:
+    """start plus the products of half a tile; `first` picks columns 0-15, else 16-31."""
+    if first:
+        a = dot_u8i8(start, c[0], load_splat_i32(x))
+        b = dot_u8i8(splat_i32(np.int32(0)), c[1], load_splat_i32(x + 4))
+        a = dot_u8i8(a, c[2], load_splat_i32(x + 8))
+        b = dot_u8i8(b, c[3], load_splat_i32(x + 12))
+    else:
+        a = dot_u8i8(start, c[4], load_splat_i32(x + 16))
+        b = dot_u8i8(splat_i32(np.int32(0)), c[5], load_splat_i32(x + 20))
+        a = dot_u8i8(a, c[6], load_splat_i32(x + 24))
+        b = dot_u8i8(b, c[7], load_splat_i32(x + 28))
+    return add_i32(a, b)
+
+
+@njit(**INLINE)
+def _sum32(xsum: Any) -> Any:
+    return np.int32(load_scalar_i32(xsum) + load_scalar_i32(xsum + 4))
+
+
+# --- integer formats whose tile carries float16 scales -------------------------------------------
+
+
+def _scaled(codes: Any, scale_at: int, tile_bytes: int, zero: int, has_min: bool) -> Any:
+    """group1 and group4 of a format with one scale (and minimum) per row and tile.
+
+    value = (code - zero) * scale, or code * scale + min.
+    """
+
+    @njit(**INLINE)
+    def token(c: Any, w: Any, x: Any, xs: Any, xsum: Any, acc: Any) -> Any:
+        sx = load_splat_f32(xs)
+        start = splat_i32(np.int32(-zero) * _sum32(xsum))
+        acc = fma(to_f32(_dot32(c, x, start)), mul(load_f16(w + scale_at), sx), acc)
+        if has_min:
+            sum_x = np.float32(_sum32(xsum)) * load_scalar_f32(xs)
+            acc = fma(load_f16(w + (scale_at + 32)), splat_f32(sum_x), acc)
+        return acc
+
+    return _integer_groups(codes, token, tile_bytes)
+
+
+def _integer_groups(codes: Any, token: Any, tile_bytes: int) -> Any:
+    @njit(nogil=True, error_model="numpy")
+    def group1(w: Any, n_tiles: Any, x: Any, xs: Any, xsum: Any) -> Any:
+        acc = splat_f32(np.float32(0))
+        for t in range(n_tiles):
+            acc = token(codes(w), w, x + 32 * t, xs + 4 * t, xsum + 8 * t, acc)
+            w += tile_bytes
+        return acc
+
+    @njit(nogil=True, error_model="numpy")
+    def group4(w: Any, n_tiles: Any, x: Any, xs: Any, xsum: Any) -> Any:
+        a = b = c = d = splat_f32(np.float32(0))
+        x_step, s_step, m_step = 32 * n_tiles, 4 * n_tiles, 8 * n_tiles
+        for t in range(n_tiles):
+            u = codes(w)
+            p, s, m = x + 32 * t, xs + 4 * t, xsum + 8 * t
+            a = token(u, w, p, s, m, a)
+            b = token(u, w, p + x_step, s + s_step, m + m_step, b)
+            c = token(u, w, p + 2 * x_step, s + 2 * s_step, m + 2 * m_step, c)
+            d = token(u, w, p + 3 * x_step, s + 3 * s_step, m + 3 * m_step, d)
+            w += tile_bytes
+        return a, b, c, d
+
+    return group1, group4
+
+
+# --- K formats: 8-bit scales inside the tile, float16 super-scales after eight tiles --------------
+
+
+def _super(codes: Any, scale_at: int, tile_bytes: int) -> Any:
+    """Q4_K and Q5_K: value = code * (d * sc) - dmin * mn."""
+    super_bytes = 8 * tile_bytes + 64
+
+    @njit(**INLINE)
+    def token(c: Any, w: Any, d: Any, x: Any, xs: Any, xsum: Any, acc: Any) -> Any:
+        sx = load_splat_f32(xs)
+        dot = to_f32(_dot32(c, x, splat_i32(np.int32(0))))
+        scale = mul(load_f16(d), to_f32(load_u8_as_i32(w + scale_at)))
+        low = mul(load_f16(d + 32), to_f32(load_u8_as_i32(w + (scale_at + 16))))
+        sum_x = np.float32(_sum32(xsum)) * load_scalar_f32(xs)
+        return fma(low, splat_f32(-sum_x), fma(dot, mul(scale, sx), acc))
+
+    return _super_groups(codes, token, tile_bytes, super_bytes)
+
+
+def _super_groups(codes: Any, token: Any, tile_bytes: int, super_bytes: int) -> Any:
+    super_at = 8 * tile_bytes
+
+    @njit(nogil=True, error_model="numpy")
+    def group1(w: Any, n_tiles: Any, x: Any, xs: Any, xsum: Any) -> Any:
+        acc = splat_f32(np.float32(0))
+        for t in range(n_tiles):
+            base = w + (t >> 3) * super_bytes
+            p, d = base + (t & 7) * tile_bytes, base + super_at
+            acc = token(codes(p), p, d, x + 32 * t, xs + 4 * t, xsum + 8 * t, acc)
+        return acc
+
+    @njit(nogil=True, error_model="numpy")
+    def group4(w: Any, n_tiles: Any, x: Any, xs: Any, xsum: Any) -> Any:
+        a = b = c = e = splat_f32(np.float32(0))
+        x_step, s_step, m_step = 32 * n_tiles, 4 * n_tiles, 8 * n_tiles
+        for t in range(n_tiles):
+            base = w + (t >> 3) * super_bytes
+            q, d = base + (t & 7) * tile_bytes, base + super_at
+            u = codes(q)
+            p, s, m = x + 32 * t, xs + 4 * t, xsum + 8 * t
+            a = token(u, q, d, p, s, m, a)
+            b = token(u, q, d, p + x_step, s + s_step, m + m_step, b)
+            c = token(u, q, d, p + 2 * x_step, s + 2 * s_step, m + 2 * m_step, c)
+            e = token(u, q, d, p + 3 * x_step, s + 3 * s_step, m + 3 * m_step, e)
+        return a, b, c, e
+
+    return group1, group4
+
+
+@njit(**INLINE)
+def _q6k_token(c: Any, w: Any, d: Any, x: Any, xs: Any, xsum: Any, acc: Any) -> Any:
+    """Q6_K: value = (code - 32) * (d * sc), sc per 16 columns."""
+    scale = mul(load_f16(d), load_splat_f32(xs))
+    low = _dot16(c, True, x, splat_i32(np.int32(-32) * load_scalar_i32(xsum)))
+    high = _dot16(c, False, x, splat_i32(np.int32(-32) * load_scalar_i32(xsum + 4)))
+    acc = fma(mul(to_f32(low), to_f32(load_i8_as_i32(w + 384))), scale, acc)
+    return fma(mul(to_f32(high), to_f32(load_i8_as_i32(w + 400))), scale, acc)
+
+
+q8 = _scaled(_codes8, 512, 544, 128, False)
+q4 = _scaled(_codes4, 256, 288, 8, False)
+q4m = _scaled(_codes4, 256, 320, 0, True)
+q5 = _scaled(_codes5, 320, 352, 16, False)
+q5m = _scaled(_codes5, 320, 384, 0, True)
+q4k = _super(_codes4, 256, 288)
+q5k = _super(_codes5, 320, 352)
+q6k = _super_groups(_codes6, _q6k_token, 416, 8 * 416 + 32)

@@ -1,0 +1,69 @@
+"""Geometry: how many bytes keys, values and summaries take, and where a record lies in a page.
+
+A page is one chunk of 64 tokens of one layer: for each KV head four records of 16 tokens, keys and
+values adjacent, float16 (kernels/cpu/attention.py, docs/format.md). The pages of a chunk lie
+together, layer after layer. This is the only place with offset arithmetic outside the kernels.
+"""
+
+from dataclasses import dataclass
+
+CHUNK_TOKENS = 64
+GROUP_TOKENS = 16
+GROUPS_PER_CHUNK = CHUNK_TOKENS // GROUP_TOKENS
+# Groups whose summaries share a block (one vector of lanes).
+GROUPS_PER_BLOCK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """One layer's G KV heads of D dimensions; `routed` layers keep group summaries."""
+
+    n_kv_heads: int
+    head_dim: int
+    routed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Byte sizes of a model's KV store."""
+
+    layers: tuple[LayerShape, ...]
+
+    def record_bytes(self, layer: int) -> int:
+        """One group of 16 tokens of one KV head, keys and values."""
+        return GROUP_TOKENS * self.layers[layer].head_dim * 2 * 2
+
+    def page_bytes(self, layer: int) -> int:
+        """One chunk of 64 tokens of a layer."""
+        return GROUPS_PER_CHUNK * self.record_bytes(layer) * self.layers[layer].n_kv_heads
+
+    def page_offset(self, layer: int) -> int:
+        """Where the layer's page begins inside the pages of a chunk."""
+        return sum(self.page_bytes(i) for i in range(layer))
+
+    @property
+    def chunk_bytes(self) -> int:
+        """The pages of all layers of one chunk."""
+        return self.page_offset(len(self.layers))
+
+    def record_offset(self, layer: int, head: int, group: int) -> int:
+        """Offset in the layer's page of a KV head's record of group 0..3 of the chunk."""
+        return (head * GROUPS_PER_CHUNK + group) * self.record_bytes(layer)
+
+    def summary_head_bytes(self, layer: int, n_tokens: int) -> int:
+        """Group summaries of one KV head for a context of n_tokens, whole blocks."""
+        blocks = -(-n_tokens // (GROUP_TOKENS * GROUPS_PER_BLOCK))
+        return blocks * GROUPS_PER_BLOCK * self.layers[layer].head_dim * 2
+
+    def summary_bytes(self, n_tokens: int) -> int:
+        """Group summaries of the whole model for a context of n_tokens."""
+        return sum(
+            shape.n_kv_heads * self.summary_head_bytes(i, n_tokens)
+            for i, shape in enumerate(self.layers)
+            if shape.routed
+        )
+
+
+def n_chunks(n_tokens: int) -> int:
+    """Chunks that hold n_tokens."""
+    return -(-n_tokens // CHUNK_TOKENS)

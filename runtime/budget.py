@@ -1,0 +1,32 @@
+"""The memory bill: what a model and a context need, against what the user allows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class BudgetError(MemoryError):
+    """The memory budget cannot hold what was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class BillLine:
+    """One item of the bill."""
+
+    name: str
+    n_bytes: int
+
+
+def total(bill: Sequence[BillLine]) -> int:
+    """Sum of the bill in bytes."""
+    return sum(line.n_bytes for line in bill)
+
+
+def check(bill: Sequence[BillLine], mem: int | None) -> None:
+    """BudgetError listing every line if the bill exceeds mem bytes (None: no limit)."""
+    if mem is None or total(bill) <= mem:
+        return
+    lines = ", ".join(f"{line.name} {line.n_bytes / 2**20:.0f} MiB" for line in bill)
+    raise BudgetError(
+        f"{total(bill) / 2**20:.0f} MiB are needed, --mem allows {mem / 2**20:.0f} MiB: {lines}"
+        " (a smaller --ctx needs less)"
+    )

@@ -1,0 +1,157 @@
+"""Engine: an open model, its compiled kernels and its buffers; sessions share it, in turn."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from hga.kvstore.geometry import Geometry, LayerShape
+from hga.models.plan import ModelPlan
+
+from . import budget
+from .container import ModelFile
+from .options import Options
+from .session import ContextError, Session
+
+if TYPE_CHECKING:
+    from .template import ChatTemplate
+    from .tokenizer import Tokenizer
+
+__all__ = ["ContextError", "Engine", "Session"]
+
+# Process, interpreter, libraries and compiled kernels, measured with the demo model.
+_RUNTIME_BYTES = 160 << 20
+
+
+class Engine:
+    """Opened by `Engine.open`, closed by `close` or a `with` statement."""
+
+    def __init__(
+        self,
+        path: Path,
+        options: Options,
+        cache_dir: Path | None = None,
+        report: Callable[[str], None] | None = None,
+    ) -> None:
+        self.options = options
+        self.path = path
+        self.notices: list[str] = []
+        self.model = ModelFile.open(path)
+        try:
+            self.plan: ModelPlan = self.model.plan
+            self.ctx = options.ctx or self.plan.ctx_train
+            if self.ctx > self.plan.ctx_train:
+                self.notices.append(
+                    f"context {self.ctx} is longer than the {self.plan.ctx_train} tokens that the"
+                    " model was trained on: quality is not assured"
+                )
+            self.geometry = Geometry(
+                tuple(
+                    LayerShape(a.n_kv_heads, a.head_dim, routed=a.window == 0)
+                    for a in (layer.attention for layer in self.plan.layers)
+                )
+            )
+            self._tokenizer: Tokenizer | None = None
+            self._template: ChatTemplate | None = None
+            budget.check(self.bill(), options.mem)
+            self._open_kernels(cache_dir, report)
+        except BaseException:
+            self.model.close()
+            raise
+
+    def _open_kernels(self, cache_dir: Path | None, report: Callable[[str], None] | None) -> None:
+        from hga.kernels import ops
+
+        if cache_dir is None:
+            import platformdirs
+
+            cache_dir = platformdirs.user_cache_path("hga", appauthor=False)
+        self._backend = ops.open_cpu(cache_dir / "kernels", self.options.threads, report=report)
+        self.notices += self._backend.notices
+        from .forward import ForwardPass
+        from .weights import Weights
+
+        self.weights = Weights(self.model)
+        self.forward_pass = ForwardPass(self.weights, self._backend, self.ctx)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        options: Options | None = None,
+        cache_dir: Path | None = None,
+        report: Callable[[str], None] | None = None,
+    ) -> Self:
+        """Open a packed model.
+
+        cache_dir: where compiled kernels are kept (default: the user's cache folder). report is
+        told what takes long. Raises ContainerError, BudgetError, OSError.
+        """
+        return cls(Path(path), options or Options(), cache_dir, report)
+
+    @property
+    def tokenizer(self) -> "Tokenizer":
+        """The tokenizer, built at first use."""
+        if self._tokenizer is None:
+            from .tokenizer import Tokenizer
+
+            self._tokenizer = Tokenizer(self.model.tokenizer)
+        return self._tokenizer
+
+    @property
+    def template(self) -> "ChatTemplate | None":
+        """The chat template; None for a base model."""
+        if self._template is None and self.model.tokenizer.chat_template:
+            from .template import ChatTemplate
+
+            self._template = ChatTemplate(self.model.tokenizer)
+        return self._template
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """Sampling defaults that the checkpoint states."""
+        return self.model.generation
+
+    @property
+    def backend(self) -> str:
+        """The execution mode obtained, such as "cpu: avx512, 2 threads"."""
+        return self._backend.description
+
+    def bill(self) -> list[budget.BillLine]:
+        """What the model takes at the full context, an upper bound item by item."""
+        weights = sum(segment.nbytes for segment in self.model.segments)
+        chunks = -(-self.ctx // 64)
+        return [
+            budget.BillLine("weights", weights),
+            budget.BillLine("keys and values", chunks * self.geometry.chunk_bytes),
+            budget.BillLine("summaries", self.geometry.summary_bytes(self.ctx)),
+            budget.BillLine("runtime and scratch", _RUNTIME_BYTES),
+        ]
+
+    def resident_bytes(self) -> int:
+        """Memory of this process that is in RAM now."""
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+
+    def session(self, name: str | None = None) -> Session:
+        """A new, empty timeline. Named, durable sessions are refused: not in this version."""
+        if name is not None:
+            raise ValueError("named sessions are not available in this version")
+        return Session(self, self.options.attention, self.options.budget)
+
+    def close(self) -> None:
+        """Stop the threads and release the model."""
+        self._backend.close()
+        self.model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,182 @@
+"""ForwardPass: the buffers of the forward kernel, and one method that runs it.
+
+One pass serves all sessions of an engine, one call at a time. Nothing is allocated per token.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hga.kernels.cpu.params import CALL
+from hga.kernels.ops import Backend
+from hga.kvstore.route import Route
+from hga.models.plan import MoePlan
+
+from .rope import RopeTables
+from .weights import Weights
+
+# Tokens of a prefill call: enough that weights are read from cache, little enough scratch.
+BLOCK_TOKENS = 512
+# Rows of logits of one call.
+LOGIT_ROWS = 32
+
+# Mirrors of kernel constants (kernels/cpu/attention.py, layer_attention.py, layer_mlp.py), checked
+# by a test.
+_SPAN_TOKENS = 256
+_PARTIAL_HEAD = 16
+_TILE_TOKENS = 16
+_GATHER_TOKENS = 64
+_LINE = 64
+
+
+def _round_up(n: int, step: int) -> int:
+    return -(-n // step) * step
+
+
+class _Buffers:
+    """Zeroed, 64-byte aligned arrays that live as long as this object."""
+
+    def __init__(self) -> None:
+        self._arrays: list[NDArray[np.uint8]] = []
+        self.nbytes = 0
+
+    def take(self, n_bytes: int) -> int:
+        """Address of a new buffer."""
+        array = np.zeros(n_bytes + _LINE, np.uint8)
+        self._arrays.append(array)
+        self.nbytes += array.nbytes
+        return int(_round_up(array.ctypes.data, _LINE))
+
+    def view(self, address: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """float32 view of the buffer at an address from `take`."""
+        for array in self._arrays:
+            start = address - array.ctypes.data
+            if 0 <= start < array.nbytes:
+                size = 4 * int(np.prod(shape))
+                return array[start : start + size].view(np.float32).reshape(shape)
+        raise KeyError(address)
+
+
+class ForwardPass:
+    """Runs tokens through the model; the caller says where their keys and values go."""
+
+    def __init__(self, weights: Weights, backend: Backend, ctx: int) -> None:
+        self._backend = backend
+        self._weights = weights
+        plan = weights.plan
+        self.block_tokens = min(BLOCK_TOKENS, _round_up(ctx, 16))
+        self._vocab16 = _round_up(plan.vocab_size, 16)
+        self._vocab = plan.vocab_size
+        self._ropes = RopeTables(weights.ropes, self.block_tokens)
+        self._tokens = np.zeros(self.block_tokens, np.int64)
+        self._counters = np.zeros(32, np.int64)
+        self._buffers = _Buffers()
+        self._logit_rows = 1
+        self._call: NDArray[Any] = np.zeros(1, CALL)
+        self._allocate(ctx)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory of all buffers; what depends on the context is touched only as it grows."""
+        return self._buffers.nbytes
+
+    def _allocate(self, ctx: int) -> None:
+        plan, c, take, t = self._weights.plan, self._call[0], self._buffers.take, self.block_tokens
+        attention = [layer.attention for layer in plan.layers]
+        heads_dim = max(a.n_heads * a.head_dim for a in attention)
+        kv_dim = max(a.n_kv_heads * a.head_dim for a in attention)
+        n_heads, n_kv = max(a.n_heads for a in attention), max(a.n_kv_heads for a in attention)
+        rows = max(a.n_heads // a.n_kv_heads for a in attention)
+        row_bytes = 4 * (_PARTIAL_HEAD + max(a.head_dim for a in attention))
+        # Rows of activations and experts per layer: a dense layer is one slot.
+        act = max(
+            layer.mlp.width * (layer.mlp.n_experts_used if isinstance(layer.mlp, MoePlan) else 1)
+            for layer in plan.layers
+        )
+        moes = [layer.mlp for layer in plan.layers if isinstance(layer.mlp, MoePlan)]
+        used = max((m.n_experts_used for m in moes), default=1)
+        experts = max((m.n_experts for m in moes), default=1)
+        width = max((m.width for m in moes), default=0)
+        for name, columns in (
+            ("normed", plan.hidden),
+            ("mixed", heads_dim),
+            ("hidden_act", act),
+        ):
+            c[name]["values"] = take(4 * t * columns)
+            c[name]["codes"] = take(t * columns)
+            c[name]["scales"], c[name]["sums"] = take(t * columns // 8), take(t * columns // 4)
+        c["residual"], c["proj"] = take(4 * t * plan.hidden), take(4 * t * plan.hidden)
+        c["q"], c["k"], c["v"] = take(4 * t * heads_dim), take(4 * t * kv_dim), take(4 * t * kv_dim)
+        c["up"], c["router_logits"] = take(4 * t * act), take(4 * t * _round_up(experts, 16))
+        c["chosen"], c["weights"] = take(4 * t * used), take(4 * t * used)
+        c["starts"], c["order"] = take(4 * (experts + 1)), take(4 * t * used)
+        groups = _round_up(-(-ctx // 16), 16)
+        spans = -(-ctx // _SPAN_TOKENS) + 1
+        c["score_bytes"], c["group_bytes"] = 4 * groups, 4 * groups
+        c["scores"], c["groups"] = take(4 * groups * (n_heads + 2 * n_kv)), take(4 * groups * n_kv)
+        c["counts"] = take(8 * n_kv)
+        c["partials"] = take(n_kv * spans * _round_up(rows, 4) * row_bytes)
+        tile = 4 * 4 * _SPAN_TOKENS + (4 + _TILE_TOKENS * rows) * row_bytes
+        gather = _GATHER_TOKENS * 4 * max(plan.hidden, width) if moes else 0
+        c["private_bytes"] = _round_up(max(tile, gather), 4096)
+        c["private"] = take(self._backend.n_threads * int(c["private_bytes"]))
+        c["logits"] = take(4 * self._vocab16)
+        c["embed"], c["head"] = self._weights.embed, self._weights.head
+        c["final_norm"], c["hidden"] = self._weights.final_norm, plan.hidden
+        c["eps"], c["embed_scale"] = plan.norm_eps, plan.embed_scale
+        c["last_layer"], c["embed_first"] = len(plan.layers), 1
+        c["tokens"] = self._tokens.ctypes.data
+        c["cos"], c["sin"] = self._ropes.cos.ctypes.data, self._ropes.sin.ctypes.data
+        c["rope_bytes"], c["half_bytes"] = self._ropes.cos.strides[0], self._ropes.cos.strides[1]
+        # Each counter has a cache line to itself.
+        base = _round_up(self._counters.ctypes.data, _LINE)
+        c["barrier"], c["next_item"], c["attended"] = base, base + _LINE, base + 2 * _LINE
+
+    def run(
+        self,
+        layers: NDArray[Any],
+        tokens: NDArray[np.int64],
+        position: int,
+        n_logits: int,
+        route: tuple[int, int, int] = (0, 0, 0),
+    ) -> NDArray[np.float32]:
+        """Run tokens [T] at positions position…; returns logits [n_logits, V] of the last ones.
+
+        layers: LAYER records with the session's pages. route: groups selected, sink groups and
+        window groups of a single token, zeros for all. The returned view is overwritten by the
+        next call.
+        """
+        n = len(tokens)
+        assert 0 < n <= self.block_tokens and n_logits <= min(n, LOGIT_ROWS)
+        if n_logits > self._logit_rows:
+            self._logit_rows = LOGIT_ROWS
+            self._call["logits"] = self._buffers.take(4 * LOGIT_ROWS * self._vocab16)
+        self._tokens[:n] = tokens
+        self._ropes.fill(position, n)
+        self._counters[:] = 0
+        c = self._call[0]
+        c["layers"], c["n_tokens"], c["position"] = layers.ctypes.data, n, position
+        c["n_logits"] = n_logits
+        c["n_select"], c["n_sinks"], c["n_window"] = route
+        self._backend.forward(self._call.ctypes.data)
+        return self._buffers.view(int(c["logits"]), (n_logits, self._vocab16))[:, : self._vocab]
+
+    @property
+    def attended(self) -> int:
+        """Tokens read by the last single-token call, summed over layers."""
+        base = _round_up(self._counters.ctypes.data, _LINE) + 2 * _LINE
+        return int(self._counters[(base - self._counters.ctypes.data) // 8])
+
+    def last_route(self, n_kv_heads: int) -> Route | None:
+        """Groups chosen in the last routed layer of the last call; None if it did not route."""
+        c = self._call[0]
+        groups, counts = int(c["groups"]), int(c["counts"])
+        n = self._buffers.view(counts, (2 * n_kv_heads,)).view(np.int64)
+        if c["n_select"] == 0 or not n.all():
+            return None
+        rows = [
+            self._buffers.view(groups + h * int(c["group_bytes"]), (int(n[h]),)).view(np.int32)
+            for h in range(n_kv_heads)
+        ]
+        return Route(tuple(tuple(int(g) for g in row) for row in rows))

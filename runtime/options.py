@@ -1,0 +1,95 @@
+"""Options: what a caller may ask of an engine, parsed once and never changed.
+
+Invariant: an Options value exists only if this version can honour it; a value that it knows but
+cannot honour yet is refused by name. Sizes are bytes, lengths are tokens; `k`, `m` and `g` are
+powers of 1024, as llama.cpp's users and the design write them (64k = 65,536).
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+from hga.kvstore.route import Budget
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?", re.IGNORECASE)
+_TOKENS = re.compile(r"(\d+(?:\.\d+)?)([km]?)", re.IGNORECASE)
+
+# What this version offers, and what design has a name for but no code yet.
+_OFFERED = {"attention": ("hga", "dense"), "device": ("cpu",), "io": ("auto",)}
+_LATER = {"attention": ("hga-paper",), "device": ("cuda",), "io": ("uring", "threads", "mmap")}
+
+
+class OptionError(ValueError):
+    """An option has a value that is malformed, out of range or not available in this version."""
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as `6g`, `512MiB` or `4096`; raises OptionError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise OptionError(f"invalid size {text!r}: expected a number and k, m, g or t, such as 6g")
+    size = float(match[1]) * _UNITS[match[2].lower()]
+    if size < 1 or size != math.floor(size):
+        raise OptionError(f"invalid size {text!r}: expected a whole, positive number of bytes")
+    return int(size)
+
+
+def parse_tokens(text: str) -> int:
+    """A length in tokens such as `4096`, `64k` or `1m`; raises OptionError."""
+    match = _TOKENS.fullmatch(text.strip())
+    if match is None:
+        raise OptionError(f"invalid number of tokens {text!r}: expected for example 4096, 64k, 1m")
+    tokens = float(match[1]) * _UNITS[match[2].lower()]
+    if tokens < 1 or tokens != math.floor(tokens):
+        raise OptionError(f"invalid number of tokens {text!r}: expected a whole, positive number")
+    return int(tokens)
+
+
+def parse_budget(text: str) -> Budget:
+    """Tokens attended per query: `auto`, a percentage of the context such as `2%`, or a number of
+    tokens such as `1024` or `2k`; raises OptionError."""
+    try:
+        return Budget.parse(text)
+    except ValueError:
+        raise OptionError(
+            f"invalid budget {text!r}: expected auto, a percentage up to 100% such as 2%, "
+            "or a number of tokens such as 1024"
+        ) from None
+
+
+def require_available(name: str, value: str) -> None:
+    """Raise OptionError unless this version offers `value` for the option `name`."""
+    if value in _OFFERED[name]:
+        return
+    supported = f"supported: {', '.join(_OFFERED[name])}"
+    if value in _LATER[name]:
+        raise OptionError(f"{name} {value!r} is not available in this version ({supported})")
+    raise OptionError(f"unknown {name} {value!r} ({supported})")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What an engine is opened with.
+
+    `ctx` is the longest timeline in tokens (None: the model's own, bounded by memory), `threads`
+    the compute threads (None: the machine's cores), `mem` the byte budget for weights, KV, indices
+    and scratch together (None: no limit), `attention` how single tokens attend (hga or dense), and
+    `budget` what `parse_budget` takes.
+    Raises OptionError on a value that this version cannot honour.
+    """
+
+    ctx: int | None = None
+    threads: int | None = None
+    attention: str = "hga"
+    budget: str = "auto"
+    mem: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name, value in (("ctx", self.ctx), ("threads", self.threads), ("mem", self.mem)):
+            if value is not None and value < 1:
+                raise OptionError(f"{name} is {value}: expected at least 1")
+        require_available("attention", self.attention)
+        require_available("device", self.device)
+        parse_budget(self.budget)

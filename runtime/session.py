@@ -1,0 +1,254 @@
+"""Session: one mutable timeline of tokens with its keys and values.
+
+Invariant: `tokens` and the KV store always describe the same prefix; a call that fails or is
+interrupted leaves them at the last block that was completed.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hga.kvstore.arena import RamArena
+from hga.kvstore.route import Budget, Route, Router
+
+from .forward import LOGIT_ROWS
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+Logits = NDArray[np.float32]
+StopReason = Literal["eos", "length", "ctx", "interrupt"]
+
+
+class ContextError(ValueError):
+    """A prompt does not fit in the context."""
+
+
+class TokenSampler(Protocol):
+    """What `generate` needs of a sampler."""
+
+    def sample(self, logits: Logits, recent: Sequence[int]) -> int:
+        """The next token id."""
+        ...
+
+
+@dataclass(slots=True)
+class TurnStats:
+    """Counters since the last `reset_stats`; times in seconds."""
+
+    reused_tokens: int = 0
+    prompt_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_tokens: int = 0
+    decode_s: float = 0.0
+    attended: float = 0.0
+    kv_bytes: int = 0
+    read_bytes: int = 0
+
+    @property
+    def attended_mean(self) -> float | None:
+        """Tokens attended per decoded token, mean over layers; None before the first."""
+        return self.attended / self.decode_tokens if self.decode_tokens else None
+
+    @property
+    def prefill_tps(self) -> float | None:
+        """Prompt tokens per second."""
+        return self.prompt_tokens / self.prefill_s if self.prefill_s else None
+
+    @property
+    def decode_tps(self) -> float | None:
+        """Generated tokens per second."""
+        return self.decode_tokens / self.decode_s if self.decode_s else None
+
+
+class Session:
+    """Made by `Engine.session`; close it to free its keys and values."""
+
+    def __init__(self, engine: "Engine", attention: str, budget: str) -> None:
+        self._engine = engine
+        self._forward = engine.forward_pass
+        self.ctx = engine.ctx
+        self.tokens: list[int] = []
+        self.stats = TurnStats()
+        self.stop_reason: StopReason | None = None
+        self.attention = attention
+        self.budget = budget
+        self._arena = RamArena(engine.geometry, engine.ctx)
+        self._layers = engine.weights.layers.copy()
+        for i, means in enumerate(self._arena.means):
+            self._layers[i]["pages"] = self._arena.pages[i].ctypes.data
+            if means is not None:
+                self._layers[i]["means"] = means.ctypes.data
+                self._layers[i]["mean_bytes"] = means.strides[0]
+        self._logits: Logits = np.zeros(0, np.float32)
+
+    @property
+    def attention(self) -> str:
+        """ "hga" or "dense": how single tokens attend; a prompt is always exact."""
+        return self._attention
+
+    @attention.setter
+    def attention(self, value: str) -> None:
+        if value not in ("hga", "dense"):
+            raise ValueError(f"attention {value!r} is not available: expected hga or dense")
+        self._attention = value
+
+    @property
+    def budget(self) -> str:
+        """Tokens that a routed token attends: auto, a number, or a percentage."""
+        return self._budget
+
+    @budget.setter
+    def budget(self, value: str) -> None:
+        self._router = Router(Budget.parse(value))
+        self._budget = value
+
+    @property
+    def logits(self) -> Logits:
+        """float32 [V] after the last token (a copy of its own); ValueError before the first."""
+        if not len(self._logits):
+            raise ValueError("there are no logits before the first token")
+        return self._logits
+
+    @property
+    def kv_bytes(self) -> int:
+        """Memory of keys and values."""
+        return self._arena.allocated_bytes
+
+    def reset_stats(self) -> None:
+        """Start counting anew."""
+        self.stats = TurnStats()
+
+    def _check_room(self, n_tokens: int) -> None:
+        if len(self.tokens) + n_tokens > self.ctx:
+            raise ContextError(
+                f"{len(self.tokens)} + {n_tokens} tokens do not fit in a context of {self.ctx}"
+                " (--ctx sets it)"
+            )
+
+    def _run(self, ids: Sequence[int], n_logits: int, routed: bool = False) -> Logits:
+        """One call of the kernel; the timeline grows by ids."""
+        position = len(self.tokens)
+        self._arena.reserve(position + len(ids))
+        route = (0, 0, 0)
+        if routed:
+            router = self._router
+            count = router.selected_groups(position + 1)
+            route = (count, router.sink_groups, router.window_groups)
+        block = np.asarray(ids, np.int64)
+        if block.min() < 0 or block.max() >= self._engine.plan.vocab_size:
+            raise ValueError(f"token ids must lie in 0..{self._engine.plan.vocab_size - 1}")
+        logits = self._forward.run(self._layers, block, position, n_logits, route)
+        self.tokens.extend(int(i) for i in ids)
+        self.stats.kv_bytes = self._arena.allocated_bytes
+        return logits
+
+    def feed(
+        self, token_ids: Sequence[int], progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Append tokens with exact attention; afterwards `logits` are those of the last one.
+
+        progress(done, total) is called after each block. Raises ContextError, with nothing
+        changed, if they do not fit.
+        """
+        self._check_room(len(token_ids))
+        start = time.perf_counter()
+        step, total = self._forward.block_tokens, len(token_ids)
+        for first in range(0, total, step):
+            block = token_ids[first : first + step]
+            last = first + step >= total
+            logits = self._run(block, int(last))
+            self.stats.prompt_tokens += len(block)
+            self.stats.prefill_s, start = (
+                self.stats.prefill_s + time.perf_counter() - start,
+                time.perf_counter(),
+            )
+            if last:
+                self._logits = logits[0].copy()
+            if progress is not None:
+                progress(first + len(block), total)
+
+    def step(self, token: int) -> Logits:
+        """Append one token as decoding does (routed unless attention is dense); its logits [V]."""
+        self._check_room(1)
+        start = time.perf_counter()
+        self._logits = self._run((token,), 1, self._attention == "hga")[0].copy()
+        self.stats.decode_s += time.perf_counter() - start
+        self.stats.decode_tokens += 1
+        self.stats.attended += self._forward.attended / len(self._layers)
+        return self._logits
+
+    def generate(
+        self, sampler: TokenSampler, max_tokens: int, stop_ids: Collection[int]
+    ) -> Iterator[int]:
+        """Sample and append tokens, yielding each, until a stop id, max_tokens or a full context.
+
+        A stop token joins the timeline but is not yielded. `stop_reason` says why it ended;
+        "interrupt" where the caller stopped asking.
+        """
+        self.stop_reason = "interrupt"
+        for _ in range(max_tokens):
+            if len(self.tokens) >= self.ctx:
+                self.stop_reason = "ctx"
+                return
+            token = sampler.sample(self.logits, self.tokens)
+            self.step(token)
+            if token in stop_ids:
+                self.stop_reason = "eos"
+                return
+            yield token
+        self.stop_reason = "length"
+
+    def score(self, token_ids: Sequence[int]) -> Iterator[Logits]:
+        """Append tokens, yielding the logits [n, V] after each, in order, by blocks.
+
+        With attention hga every token is decoded on its own. A yielded array is overwritten by
+        the next.
+        """
+        self._check_room(len(token_ids))
+        if self._attention == "hga":
+            for token in token_ids:
+                yield self.step(token)[None]
+            return
+        for first in range(0, len(token_ids), LOGIT_ROWS):
+            block = token_ids[first : first + LOGIT_ROWS]
+            logits = self._run(block, len(block))
+            self._logits = logits[-1].copy()
+            yield logits
+
+    def fork_point(self, token_ids: Sequence[int]) -> int:
+        """Length of the longest common prefix of token_ids and the timeline."""
+        n = min(len(token_ids), len(self.tokens))
+        for i in range(n):
+            if token_ids[i] != self.tokens[i]:
+                return i
+        return n
+
+    def truncate(self, n_tokens: int) -> None:
+        """Forget everything after the first n_tokens; logits are gone until the next token."""
+        if not 0 <= n_tokens <= len(self.tokens):
+            raise ValueError(f"cannot keep {n_tokens} of {len(self.tokens)} tokens")
+        if n_tokens < len(self.tokens):
+            del self.tokens[n_tokens:]
+            self._arena.shrink(n_tokens)
+            self._logits = np.zeros(0, np.float32)
+
+    def last_route(self) -> Route | None:
+        """What the last `step` read in the last routed layer; None if it read everything."""
+        shapes = [s for s in self._engine.geometry.layers if s.routed]
+        return self._forward.last_route(shapes[-1].n_kv_heads) if shapes else None
+
+    def close(self) -> None:
+        """Free keys and values; the session cannot be used afterwards."""
+        self._arena.close()
+        self.tokens.clear()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

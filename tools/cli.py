@@ -1,0 +1,271 @@
+"""The `hga` command: parses the command line, runs a subcommand, turns an exception into an exit
+code and one line on standard error.
+
+A subcommand's module is imported when it runs, so that `hga --help` starts no numerics.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
+
+from hga.tools import errors, flags
+from hga.tools.config import close_match, settle
+from hga.tools.flags import Flag
+from hga.tools.status import Status
+
+Handler = Callable[[argparse.Namespace, Status], int]
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with its errors as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise errors.UsageError(f"{message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `hga` and return its exit code; `argv` leaves out the program's name."""
+    return _run("hga", list(sys.argv[1:] if argv is None else argv))
+
+
+def main_run() -> int:
+    """`hga-run`: the same as `hga run`."""
+    return _run("hga", ["run", *sys.argv[1:]])
+
+
+def main_pack() -> int:
+    """`hga-pack`: the same as `hga pack`."""
+    return _run("hga", ["pack", *sys.argv[1:]])
+
+
+def _run(prog: str, argv: list[str]) -> int:
+    _prepare_streams()
+    status = Status()
+    try:
+        parser = build_parser(prog)
+        given, extra = parser.parse_known_args(argv)
+        handler: Handler | None = getattr(given, "handler", None)
+        if handler is None:
+            parser.print_help(sys.stderr)
+            return errors.USAGE
+        if extra:
+            _refuse_extra(extra, given.flags, given.prog)
+        values = settle(given, given.flags)
+        status = Status(quiet=getattr(values, "quiet", False), verbose=values.verbose)
+        for name in given.operands:
+            setattr(values, name, getattr(given, name))
+        code = handler(values, status)
+        sys.stdout.flush()
+        return code
+    except SystemExit as error:
+        # argparse leaves this way after --help and --version.
+        return error.code if isinstance(error.code, int) else errors.OK
+    except BrokenPipeError:
+        _abandon_stdout()
+        return errors.FAILED
+    except KeyboardInterrupt:
+        status.notice("interrupted")
+        return errors.INTERRUPTED
+    except Exception as error:
+        return _fail(error, status, argv)
+
+
+def _fail(error: Exception, status: Status, argv: Sequence[str]) -> int:
+    if max(status.verbose, _verbosity(argv)) >= 2:
+        import traceback
+
+        traceback.print_exception(error, file=sys.stderr)
+    status.error(errors.message(error))
+    return errors.exit_code(error)
+
+
+def _verbosity(argv: Sequence[str]) -> int:
+    """How often -v was given, for a command line that could not be parsed."""
+    count = 0
+    for word in argv:
+        if word == "--verbose":
+            count += 1
+        elif word.startswith("-v") and set(word[1:]) == {"v"}:
+            count += len(word) - 1
+    return count
+
+
+def build_parser(prog: str = "hga") -> argparse.ArgumentParser:
+    """The whole command line; values stay text until `settle` reads them."""
+    parser = _Parser(
+        prog=prog,
+        description="Run long-context language models on an ordinary machine.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    _add(commands, "run", _cmd_run, "chat with a model, or answer once with -p or -f",
+         operands=[("MODEL", "?", "model", flags.MODEL.help)])  # fmt: skip
+    _add(commands, "pack", _cmd_pack, "checkpoint (GGUF file, safetensors folder) to packed file",
+         operands=[("SOURCE", None, "source", "GGUF file, safetensors folder, demo or gemma")],
+    )  # fmt: skip
+    file = [("FILE", None, "path", "packed file, GGUF file or safetensors folder")]
+    _add(commands, "inspect", _cmd_inspect, "what is in a model file", operands=file)
+    _add(commands, "verify", _cmd_verify, "check every checksum of a model file", operands=file)
+    _add(commands, "bench", _cmd_bench, "prefill and decode speed at given depths",
+         operands=[("MODEL", "?", "model", flags.MODEL.help)])  # fmt: skip
+    evals = _group(commands, "eval", "perplexity, and routed attention against dense")
+    model = [("MODEL", "?", "model", flags.MODEL.help)]
+    _add(evals, "eval ppl", _cmd_eval, "perplexity of a text", operands=model)
+    _add(evals, "eval gap", _cmd_eval, "loss gap of routed against dense attention",
+         operands=model)  # fmt: skip
+    _add(evals, "eval cases", _cmd_eval, "retrieval cases from a file of token ids",
+         operands=model)  # fmt: skip
+    return parser
+
+
+_Subparsers = argparse._SubParsersAction
+_Operand = tuple[str, str | None, str, str]
+
+
+def _group(commands: "_Subparsers[_Parser]", name: str, text: str) -> "_Subparsers[_Parser]":
+    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    return parser.add_subparsers(metavar="TASK", title="tasks", required=True)
+
+
+def _add(
+    commands: "_Subparsers[_Parser]",
+    command: str,
+    handler: Handler,
+    text: str,
+    operands: Sequence[_Operand],
+) -> None:
+    parser = commands.add_parser(
+        command.split()[-1], help=text, description=text, allow_abbrev=False
+    )
+    table = flags.COMMANDS[command]
+    names = []
+    for metavar, nargs, name, about in operands:
+        # A name that is a flag too gets a place of its own, so that giving both is noticed.
+        dest = f"operand_{name}"
+        parser.add_argument(dest, metavar=metavar, nargs=nargs, help=about)
+        names.append(dest)
+    _add_flags(parser, table)
+    parser.set_defaults(
+        handler=handler, flags=table, operands=[*names, "command"], command=command,
+        prog=parser.prog,
+    )  # fmt: skip
+
+
+def _add_flags(parser: argparse.ArgumentParser, table: Iterable[Flag]) -> None:
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for flag in table:
+        if flag.group != "options" and flag.group not in groups:
+            groups[flag.group] = parser.add_argument_group(flag.group)
+        target = groups.get(flag.group, parser)
+        text = argparse.SUPPRESS if flag.hidden else flag.help
+        if flag.counter:
+            target.add_argument(
+                *flag.options, dest=flag.name, action="count", default=None, help=text
+            )
+        elif flag.switch:
+            target.add_argument(
+                *flag.options, dest=flag.name, action="store_const", const=True, help=text
+            )
+        else:
+            target.add_argument(
+                *flag.options, dest=flag.name, metavar=flag.metavar or None, help=text
+            )
+
+
+def _refuse_extra(extra: Sequence[str], table: Iterable[Flag], prog: str) -> NoReturn:
+    word = extra[0]
+    if word.startswith("-"):
+        offered = [option for flag in table for option in flag.options if not flag.hidden]
+        hint = close_match(word.partition("=")[0], offered)
+        raise errors.UsageError(f"unknown option {word}{hint}; see {prog} --help")
+    raise errors.UsageError(f"unexpected argument {word!r}; see {prog} --help")
+
+
+class _Version(argparse.Action):
+    """--version, reading the installed version only when asked."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *ignored: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"hga {version('hga')}")
+        parser.exit()
+
+
+def _model_argument(values: argparse.Namespace) -> str | None:
+    operand, flag = values.operand_model, values.model
+    if operand is not None and flag is not None and operand != flag:
+        raise errors.UsageError(f"two models: {operand} and {flag}; give one")
+    name: str | None = flag if operand is None else operand
+    return name
+
+
+def _cmd_run(values: argparse.Namespace, status: Status) -> int:
+    from hga.tools.run import run
+
+    return run(_model_argument(values), values, status)
+
+
+def _cmd_pack(values: argparse.Namespace, status: Status) -> int:
+    from hga.tools.resolve import pack_command
+
+    return pack_command(values.operand_source, values, status)
+
+
+def _cmd_inspect(values: argparse.Namespace, status: Status) -> int:
+    import json
+
+    from hga.tools.inspect import describe
+
+    found = describe(values.operand_path)
+    print(json.dumps(found.data) if values.json else "\n".join(found.lines))
+    return errors.OK
+
+
+def _cmd_verify(values: argparse.Namespace, status: Status) -> int:
+    from hga.tools.inspect import verify
+
+    with status.bar("verifying", "bytes") as report:
+        said = verify(values.operand_path, report)
+    print(said)
+    return errors.OK
+
+
+def _cmd_bench(values: argparse.Namespace, status: Status) -> int:
+    from hga.tools.bench import bench
+
+    return bench(_model_argument(values), values, status)
+
+
+def _cmd_eval(values: argparse.Namespace, status: Status) -> int:
+    from hga.tools.eval import evaluate
+
+    return evaluate(values.command.split()[1], _model_argument(values), values, status)
+
+
+def _prepare_streams() -> None:
+    """Generated text is UTF-8 wherever it goes, and a character that a terminal cannot show must
+    not end a run."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            if stream.isatty():
+                reconfigure(errors="replace")
+            else:
+                reconfigure(encoding="utf-8", errors="replace")
+
+
+def _abandon_stdout() -> None:
+    """Point standard output at nothing: the reader has gone, and the interpreter's last flush
+    would complain."""
+    try:
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, sys.stdout.fileno())
+        os.close(sink)
+    except (OSError, ValueError):
+        pass

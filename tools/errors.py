@@ -1,0 +1,86 @@
+"""From an exception to an exit code and one line of text.
+
+The table names classes instead of importing them: an exception that was raised comes from a
+module that is loaded, and a command that fails early must not pay for the others.
+"""
+
+import errno
+
+OK = 0
+FAILED = 1
+USAGE = 2
+NO_ROOM = 3
+BAD_MODEL = 5
+INTERRUPTED = 130
+
+
+class UsageError(ValueError):
+    """The command line, the environment, the configuration file or an input asks for something
+    that cannot be done."""
+
+
+# EDQUOT does not exist on Windows.
+_NO_ROOM_ERRNOS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+# Our exceptions by class name, which is unique in the package, whatever module defines them.
+_OURS = {
+    "ConfigError": BAD_MODEL,
+    "UnsupportedError": BAD_MODEL,
+    "SourceError": BAD_MODEL,
+    "ContainerError": BAD_MODEL,
+    "TokenizerError": BAD_MODEL,
+    "TemplateError": BAD_MODEL,
+    "FormatError": BAD_MODEL,
+    "SamplerError": BAD_MODEL,
+    "BudgetError": NO_ROOM,
+    "OptionError": USAGE,
+    "ContextError": USAGE,
+    "UsageError": USAGE,
+    "FetchError": FAILED,
+    "StoreError": FAILED,
+}
+_BUILTIN = {
+    "FileNotFoundError": USAGE,
+    "IsADirectoryError": USAGE,
+    "NotADirectoryError": USAGE,
+    "MemoryError": NO_ROOM,
+    "KeyboardInterrupt": INTERRUPTED,
+    "OSError": FAILED,
+}
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of interface.md for an exception that reached the top."""
+    if isinstance(error, OSError) and error.errno in _NO_ROOM_ERRNOS:
+        return NO_ROOM
+    return _lookup(error) or FAILED
+
+
+def message(error: BaseException) -> str:
+    """What to tell the user, on one line; an exception that nobody planned says that it is a
+    bug."""
+    if _lookup(error) is None:
+        return one_line(
+            f"internal error: {type(error).__name__}: {error} (-v -v shows the traceback)"
+        )
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return one_line(f"{error.filename}: {error.strerror}")
+    if isinstance(error, OSError) and error.strerror:
+        return one_line(error.strerror)
+    if isinstance(error, MemoryError) and not str(error):
+        return "out of memory: a smaller --ctx needs less"
+    return one_line(str(error) or type(error).__name__)
+
+
+def one_line(text: str) -> str:
+    """Text with every run of white space, line breaks included, as one space."""
+    return " ".join(text.split())
+
+
+def _lookup(error: BaseException) -> int | None:
+    for kind in type(error).__mro__:
+        package = kind.__module__.partition(".")[0]
+        table = {"hga": _OURS, "builtins": _BUILTIN}.get(package, {})
+        if kind.__name__ in table:
+            return table[kind.__name__]
+    return None

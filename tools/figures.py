@@ -1,0 +1,84 @@
+"""The figures of a turn: the JSON object of --json and the line after a reply.
+
+Every key of interface.md is always present; a figure that does not apply is null.
+"""
+
+import sys
+from typing import TYPE_CHECKING
+
+from hga.kvstore.geometry import CHUNK_TOKENS
+from hga.tools.conversation import Reply
+from hga.tools.status import rate, size
+
+if TYPE_CHECKING:
+    from hga.runtime.engine import Engine
+    from hga.runtime.session import Session
+
+
+def reply_json(reply: Reply, session: "Session", engine: "Engine") -> dict[str, object]:
+    """The object that --json prints."""
+    return {
+        "text": reply.text,
+        "tokens": reply.tokens,
+        "prompt_tokens": reply.prompt_tokens,
+        "reused_tokens": reply.reused_tokens,
+        "prefill_tps": _rounded(rate(reply.new_tokens, reply.prefill_s)),
+        "decode_tps": _rounded(rate(len(reply.tokens), reply.decode_s)),
+        "ctx": engine.ctx,
+        "attended_mean": _rounded(session.stats.attended_mean),
+        "peak_rss": peak_rss(),
+        "kv_bytes": session.kv_bytes,
+        "read_bytes": session.stats.read_bytes,
+        "expert_hit_rate": None,
+        "kv_hit_rate": None,
+        "io": None,
+        "backend": engine.backend,
+        "stop": reply.stop,
+    }
+
+
+def turn_line(reply: Reply, session: "Session", engine: "Engine") -> str:
+    """The line after a turn: tokens reused and new, speeds, tokens attended, memory."""
+    prefill = rate(reply.new_tokens, reply.prefill_s)
+    decode = rate(len(reply.tokens), reply.decode_s)
+    parts = [f"{reply.reused_tokens:,} reused + {reply.new_tokens:,} new tokens"]
+    if prefill is not None:
+        parts.append(f"prefill {prefill:,.0f} tok/s")
+    if decode is not None:
+        parts.append(f"decode {len(reply.tokens):,} at {decode:,.1f} tok/s")
+    stats = session.stats
+    if stats.attended_mean is not None:
+        parts.append(f"attended {stats.attended_mean:,.0f}")
+    if stats.read_bytes:
+        parts.append(f"read {size(stats.read_bytes)}")
+    budget = engine.options.mem
+    memory = f"memory {size(engine.resident_bytes())}"
+    parts.append(memory if budget is None else f"{memory} of {size(budget)}")
+    return f"[{', '.join(parts)}]"
+
+
+def attended_bytes(engine: "Engine", attended: float | None) -> int | None:
+    """Keys and values that one decoded token reads, where every layer takes the same bytes for a
+    token; None where they differ or nothing was decoded."""
+    geometry = engine.geometry
+    sizes = {geometry.page_bytes(layer) for layer in range(len(geometry.layers))}
+    if attended is None or len(sizes) != 1:
+        return None
+    return round(attended * geometry.chunk_bytes / CHUNK_TOKENS)
+
+
+def peak_rss() -> int:
+    """The most bytes that this process had in memory."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts KiB, macOS bytes.
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)

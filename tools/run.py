@@ -1,0 +1,239 @@
+"""`hga run`: one answer (-p, -f), an answer per line of standard input, or the REPL.
+
+Generated text is all that standard output gets, plus the JSON object where --json asks for it.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from hga.runtime.sampler import SamplerOptions, defaults
+from hga.tools.conversation import RAW_PREDICT, Conversation, Reply
+from hga.tools.errors import INTERRUPTED, OK, UsageError
+from hga.tools.figures import reply_json, turn_line
+from hga.tools.folders import cache_folder
+from hga.tools.interrupt import Interrupt
+from hga.tools.status import Status, size
+
+if TYPE_CHECKING:
+    from hga.runtime.engine import Engine
+    from hga.runtime.options import Options
+    from hga.runtime.session import Session
+
+_PREFILL_BAR_DELAY_S = 0.5
+
+SAMPLER_OPTIONS = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repeat_penalty": "repeat_penalty",
+    "seed": "seed",
+}
+"""The sampler's name for each sampling flag."""
+
+
+def run(model: str | None, values: argparse.Namespace, status: Status) -> int:
+    """The command; returns the exit code."""
+    prompt = _prompt(values)
+    if prompt is not None and not prompt.strip():
+        raise UsageError("the prompt is empty")
+    options = engine_options(values)
+    with open_engine(model, options, values, status) as engine, engine.session() as session:
+        conversation = start(engine, session, values, status)
+        talk = Talk(engine, conversation, values.json, status)
+        if prompt is not None:
+            return talk.once(prompt)
+        if not sys.stdin.isatty():
+            return talk.lines()
+        from hga.tools.repl import Repl, line_source
+
+        banner(engine, model, status)
+        return Repl(talk, line_source(status), status).loop()
+
+
+def engine_options(values: argparse.Namespace) -> "Options":
+    """The Options of a parsed command line; for `eval` the lists of rules stay out of it."""
+    from hga.runtime.options import Options
+
+    single = isinstance(values.attention, str)
+    return Options(
+        ctx=values.ctx,
+        threads=values.threads,
+        attention=values.attention if single else "dense",
+        budget=values.budget if single else "auto",
+        mem=values.mem,
+        device=values.device,
+    )
+
+
+@contextmanager
+def open_engine(
+    model: str | None, options: "Options", values: argparse.Namespace, status: Status
+) -> Iterator["Engine"]:
+    """Find or make the packed file of MODEL and open it; closes the engine at the end."""
+    from hga.tools.resolve import resolve
+
+    path = resolve(model, status, accept_terms=values.accept_gemma_terms)
+    from hga.runtime.engine import Engine
+
+    with Engine.open(path, options, cache_folder(), status.notice) as engine:
+        for notice in engine.notices:
+            status.notice(notice)
+        yield engine
+
+
+def start(
+    engine: "Engine", session: "Session", values: argparse.Namespace, status: Status
+) -> Conversation:
+    """A conversation over an empty session, as the flags ask for it."""
+    chat = engine.template is not None and not values.no_chat
+    if engine.template is None and not values.no_chat:
+        status.notice(
+            "base model without a chat template: text is completed as it is, each input goes on "
+            "where the last one ended"
+        )
+    predict = values.predict
+    if predict == 0:
+        predict = None if chat else RAW_PREDICT
+        if predict is not None:
+            status.notice(f"replies end after {predict} tokens (-n changes that)")
+    conversation = Conversation(
+        engine,
+        session,
+        sampling_from(values, engine.generation),
+        chat=chat,
+        predict=predict,
+        system=values.system_prompt,
+    )
+    status.detail(f"seed {conversation.seed}")
+    return conversation
+
+
+def sampling_from(values: argparse.Namespace, generation: dict[str, object]) -> SamplerOptions:
+    """Flags over what the checkpoint recommends over 0.8 / 40 / 0.95 / 0.05."""
+    given = {
+        option: getattr(values, name)
+        for name, option in SAMPLER_OPTIONS.items()
+        if getattr(values, name) is not None
+    }
+    return replace(defaults(generation), **given)
+
+
+class Talk:
+    """Turns of a conversation with their text on standard output and their figures on standard
+    error."""
+
+    def __init__(
+        self, engine: "Engine", conversation: Conversation, json_lines: bool, status: Status
+    ) -> None:
+        self.engine = engine
+        self.conversation = conversation
+        self._json = json_lines
+        self._status = status
+        self.last: Reply | None = None
+
+    def once(self, prompt: str) -> int:
+        """Answer one prompt; the exit code tells of an interrupt."""
+        reply = self.turn(prompt)
+        return INTERRUPTED if reply.stop == "interrupt" else OK
+
+    def lines(self) -> int:
+        """Answer every line of standard input as a turn of one conversation."""
+        answered = False
+        for text in _input_lines():
+            answered = True
+            if self.turn(text).stop == "interrupt":
+                return INTERRUPTED
+        if not answered:
+            self._status.notice("standard input is empty: nothing to answer")
+        return OK
+
+    def turn(self, text: str | None) -> Reply:
+        """Answer a prompt, or the last one again where `text` is None."""
+        at_line_start = True
+
+        def write(piece: str) -> None:
+            nonlocal at_line_start
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            at_line_start = piece.endswith("\n")
+
+        interrupt = Interrupt()
+        with self._status.bar("reading", "tokens", delay_s=_PREFILL_BAR_DELAY_S) as report:
+            if text is None:
+                reply = self.conversation.regenerate(write, report=report, interrupt=interrupt)
+            else:
+                reply = self.conversation.ask(text, write, report=report, interrupt=interrupt)
+        if not at_line_start:
+            write("\n")
+        self.last = reply
+        self._tell(reply)
+        return reply
+
+    def _tell(self, reply: Reply) -> None:
+        if reply.context_full:
+            self._status.notice(
+                f"the reply stopped because the context of {self.engine.ctx:,} tokens is full "
+                "(--ctx raises it, /clear starts over)"
+            )
+        if not reply.answered:
+            self._status.notice("interrupted while reading the prompt: the turn is dropped")
+        elif reply.stop == "interrupt":
+            self._status.notice("interrupted: the turn is kept as far as it got")
+        self._status.faint(turn_line(reply, self.conversation.session, self.engine))
+        if self._json:
+            figures = reply_json(reply, self.conversation.session, self.engine)
+            sys.stdout.write(json.dumps(figures, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+
+
+def banner(engine: "Engine", model: str | None, status: Status) -> None:
+    """What runs, and how, before the first prompt."""
+    plan = engine.plan
+    status.notice(
+        f"{model or 'demo'}: {plan.architecture}, {len(plan.layers)} layers, context "
+        f"{engine.ctx:,} tokens, {size(engine.resident_bytes())} resident\n"
+        f"{engine.backend}; attention {engine.options.attention}, "
+        f"budget {engine.options.budget}\n"
+        "/help lists the commands, Ctrl-D ends"
+    )
+
+
+def _prompt(values: argparse.Namespace) -> str | None:
+    if values.prompt is not None:
+        return cast(str, values.prompt)
+    if values.file is None:
+        return None
+    if values.file == "-":
+        text = decode(sys.stdin.buffer.read(), "standard input")
+    else:
+        text = read_text(Path(values.file))
+    return text.removesuffix("\n")
+
+
+def _input_lines() -> Iterator[str]:
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        text = decode(line, f"standard input, line {number}").rstrip("\r\n")
+        if text.strip():
+            yield text
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; raises UsageError where it is not UTF-8 text."""
+    return decode(path.read_bytes(), str(path))
+
+
+def decode(data: bytes, name: str) -> str:
+    """UTF-8 text, without a byte-order mark; raises UsageError for anything else."""
+    if b"\0" in data:
+        raise UsageError(f"{name} is not text: it holds a zero byte at offset {data.index(0)}")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} is not UTF-8 text: byte offset {error.start}") from None

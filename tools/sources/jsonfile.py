@@ -1,0 +1,44 @@
+"""JSON from files that are not trusted: bounded size, no duplicate keys, no NaN, an object."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import NoReturn
+
+from .source import SourceError
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"key {twice!r:.80} stands there twice")
+    return out
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def parse_object(data: bytes, where: str) -> dict[str, object]:
+    """Parse UTF-8 JSON whose top level is an object; SourceError says what is wrong where."""
+    try:
+        found = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_no_duplicates,
+            parse_constant=_no_constant,
+        )
+    except (ValueError, RecursionError) as error:
+        reason = str(error) or "nested too deeply"
+        raise SourceError(f"{where}: expected JSON, found: {reason}") from error
+    if not isinstance(found, dict):
+        raise SourceError(f"{where}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def load_object(path: Path, limit_bytes: int) -> dict[str, object]:
+    """Read a JSON file of at most limit_bytes; SourceError if it is larger or malformed."""
+    size = path.stat().st_size
+    if size > limit_bytes:
+        raise SourceError(f"{path}: expected at most {limit_bytes} bytes, found {size}")
+    return parse_object(path.read_bytes(), str(path))

@@ -1,0 +1,181 @@
+"""What a command says besides its result: notices, progress bars, the line after a turn.
+
+Everything goes to standard error. Bars and colour appear on a terminal alone; `TERM=dumb` and
+`NO_COLOR` are honoured, and `--quiet` leaves errors only.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+Report = Callable[[int, int], None]
+"""Called with (done, total) in the unit of the bar; cheap enough to call for every token."""
+
+Unit = Literal["tokens", "bytes", "steps"]
+_REFRESH_S = 0.1
+
+
+class Status:
+    """The one writer on standard error of a command."""
+
+    def __init__(
+        self, *, quiet: bool = False, verbose: int = 0, stream: TextIO | None = None
+    ) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+        self._quiet = quiet
+        self.verbose = verbose
+        self.terminal = is_terminal(self._stream)
+        self._colour = self.terminal and "NO_COLOR" not in os.environ
+
+    @property
+    def shows_bars(self) -> bool:
+        """Whether `bar` draws anything."""
+        return self.terminal and not self._quiet
+
+    def notice(self, text: str) -> None:
+        """A line that the user should see; dropped by --quiet."""
+        if not self._quiet:
+            self._line(text)
+
+    def detail(self, text: str) -> None:
+        """A line for -v."""
+        if self.verbose and not self._quiet:
+            self._line(text)
+
+    def faint(self, text: str) -> None:
+        """A notice that should not draw the eye: the figures after a turn."""
+        if not self._quiet:
+            self._line(f"\x1b[2m{text}\x1b[0m" if self._colour else text)
+
+    def say(self, text: str) -> None:
+        """A line that the user asked for by a command; --quiet does not drop it."""
+        self._line(text)
+
+    def error(self, text: str) -> None:
+        """The one line of a failure; never dropped."""
+        self._line(f"hga: error: {text}")
+
+    def ask(self, question: str) -> str:
+        """The user's answer to a question on the terminal, without its line end."""
+        self._stream.write(question)
+        self._stream.flush()
+        return sys.stdin.readline().strip()
+
+    @contextmanager
+    def bar(self, label: str, unit: Unit, *, delay_s: float = 0.0) -> Iterator[Report]:
+        """A progress bar while the block runs, first drawn when it has run for `delay_s`."""
+        if not self.shows_bars:
+            yield _ignore
+            return
+        bar = _Bar(label, unit, self._stream, delay_s)
+        try:
+            yield bar.report
+        finally:
+            bar.close()
+
+    def _line(self, text: str) -> None:
+        try:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+        except BrokenPipeError:
+            # Nobody reads the notices; the result on standard output still matters.
+            pass
+
+
+class _Bar:
+    """A rich progress bar drawn from the caller's thread: a refresh thread of its own would
+    disturb kernels that spin at their barriers."""
+
+    def __init__(self, label: str, unit: Unit, stream: TextIO, delay_s: float) -> None:
+        self._label = label
+        self._unit: Unit = unit
+        self._stream = stream
+        self._begin = time.monotonic()
+        self._due = self._begin + delay_s
+        self._progress: Progress | None = None
+
+    def report(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now < self._due and (done < total or self._progress is None):
+            return
+        self._due = now + _REFRESH_S
+        if self._progress is None:
+            self._progress = self._open()
+            self._task = self._progress.add_task(self._label, total=total, figures="")
+        elapsed = now - self._begin
+        left = elapsed * (total - done) / done if done else 0.0
+        figures = _figures(self._unit, done, total, elapsed)
+        self._progress.update(
+            self._task,
+            completed=done,
+            total=total,
+            figures=f"{figures}, {span(left)} left" if done else figures,
+        )
+        self._progress.refresh()
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def _open(self) -> "Progress":
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[figures]}"),
+            console=Console(file=self._stream),
+            transient=True,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        progress.start()
+        return progress
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that understands cursor movement."""
+    return stream.isatty() and os.environ.get("TERM", "") != "dumb"
+
+
+def size(n_bytes: float) -> str:
+    """Bytes for people: `98.4 MiB`, in the powers of 1024 that --mem takes."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(n_bytes) < 1024:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.1f} TiB"
+
+
+def span(seconds: float) -> str:
+    """A duration for people: `0:42`, `1:05:00`."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    minutes, second = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{second:02}" if hours else f"{minutes}:{second:02}"
+
+
+def rate(count: int, seconds: float) -> float | None:
+    """Count per second, None where nothing was timed."""
+    return count / seconds if count > 0 and seconds > 0 else None
+
+
+def _figures(unit: Unit, done: int, total: int, elapsed: float) -> str:
+    speed = done / elapsed if elapsed > 0 else 0.0
+    if unit == "bytes":
+        return f"{size(done)} of {size(total)}, {size(speed)}/s"
+    if unit == "tokens":
+        return f"{done:,} of {total:,} tokens, {speed:,.0f} tok/s"
+    return f"{done:,} of {total:,}"
+
+
+def _ignore(done: int, total: int) -> None:
+    pass
