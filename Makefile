@@ -112,4 +112,4 @@ types:
 clean:
 	@rm -rf .venv .types build dist *.egg-info \
 	  .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	@find $(FOLDERS) tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

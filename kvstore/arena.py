@@ -1,4 +1,4 @@
-"""RamArena: pages and summaries of one sequence in memory, allocated as the context grows.
+"""RamArena: pages and key sketches of one sequence in memory, allocated as the context grows.
 
 Pages come in slabs of several chunks; the table of page addresses covers the whole context from
 the start, so that kernels keep one pointer. Freed slabs return to the system.
@@ -27,8 +27,8 @@ class RamArena:
         self.pages: NDArray[np.int64] = np.zeros((n_layers, width), np.int64)
         self._offsets = [geometry.page_offset(i) for i in range(n_layers)]
         # np.zeros maps memory that is only backed once written, so a long context costs nothing.
-        self.means = [
-            np.zeros((s.n_kv_heads, geometry.summary_head_bytes(i, ctx)), np.uint8)
+        self.sketches = [
+            np.zeros((s.n_kv_heads, geometry.sketch_head_bytes(i, ctx)), np.uint8)
             if s.routed
             else None
             for i, s in enumerate(geometry.layers)

@@ -1,4 +1,4 @@
-"""Geometry: how many bytes keys, values and summaries take, and where a record lies in a page.
+"""Geometry: how many bytes keys, values and sketches take, and where a record lies in a page.
 
 A page is one chunk of 64 tokens of one layer: for each KV head four records of 16 tokens, keys and
 values adjacent, float16 (kernels/cpu/attention.py, docs/format.md). The pages of a chunk lie
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 CHUNK_TOKENS = 64
 GROUP_TOKENS = 16
 GROUPS_PER_CHUNK = CHUNK_TOKENS // GROUP_TOKENS
-# Groups whose summaries share a block (one vector of lanes).
+# Groups that routing scores together (one vector of lanes).
 GROUPS_PER_BLOCK = 16
 
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """One layer's G KV heads of D dimensions; `routed` layers keep group summaries."""
+    """One layer's G KV heads of D dimensions; `routed` layers keep key sketches."""
 
     n_kv_heads: int
     head_dim: int
@@ -50,15 +50,16 @@ class Geometry:
         """Offset in the layer's page of a KV head's record of group 0..3 of the chunk."""
         return (head * GROUPS_PER_CHUNK + group) * self.record_bytes(layer)
 
-    def summary_head_bytes(self, layer: int, n_tokens: int) -> int:
-        """Group summaries of one KV head for a context of n_tokens, whole blocks."""
+    def sketch_head_bytes(self, layer: int, n_tokens: int) -> int:
+        """Key sketches of one KV head for n_tokens, in whole blocks (kernels/cpu/sketch.py)."""
         blocks = -(-n_tokens // (GROUP_TOKENS * GROUPS_PER_BLOCK))
-        return blocks * GROUPS_PER_BLOCK * self.layers[layer].head_dim * 2
+        group_bytes = 4 * self.layers[layer].head_dim + 2 * GROUP_TOKENS
+        return blocks * GROUPS_PER_BLOCK * group_bytes
 
-    def summary_bytes(self, n_tokens: int) -> int:
-        """Group summaries of the whole model for a context of n_tokens."""
+    def sketch_bytes(self, n_tokens: int) -> int:
+        """Key sketches of the whole model for a context of n_tokens."""
         return sum(
-            shape.n_kv_heads * self.summary_head_bytes(i, n_tokens)
+            shape.n_kv_heads * self.sketch_head_bytes(i, n_tokens)
             for i, shape in enumerate(self.layers)
             if shape.routed
         )

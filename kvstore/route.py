@@ -1,8 +1,9 @@
 """Router: how much of the past a decoded token reads, and the Route that says which groups.
 
 Always read: the sink tokens at the start and the local window at the end. Between them the groups
-of 16 tokens with the largest estimated attention share are chosen per KV head, up to the budget
-(kernels/cpu/routing.py; docs/method.md). A context within the budget is read whole.
+of 16 tokens with the largest share of the attention mass, as key sketches estimate it, are chosen
+per KV head up to the budget (kernels/cpu/sketch.py, routing.py; docs/method.md). A context within
+the budget is read whole.
 """
 
 import re
@@ -14,7 +15,7 @@ SINK_TOKENS = 64
 WINDOW_TOKENS = 256
 # `auto`: everything up to this many tokens, then this share of the context.
 AUTO_TOKENS = 2048
-AUTO_SHARE = 0.25
+AUTO_SHARE = 1 / 16
 
 _BUDGET = re.compile(r"(?:(\d+(?:\.\d+)?)%|(\d+)(k?))", re.IGNORECASE)
 

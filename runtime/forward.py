@@ -116,6 +116,8 @@ class ForwardPass:
         c["score_bytes"], c["group_bytes"] = 4 * groups, 4 * groups
         c["scores"], c["groups"] = take(4 * groups * (n_heads + 2 * n_kv)), take(4 * groups * n_kv)
         c["counts"] = take(8 * n_kv)
+        c["query_bytes"] = max(a.head_dim for a in attention) + _LINE
+        c["queries"] = take(n_heads * int(c["query_bytes"]))
         c["partials"] = take(n_kv * spans * _round_up(rows, 4) * row_bytes)
         tile = 4 * 4 * _SPAN_TOKENS + (4 + _TILE_TOKENS * rows) * row_bytes
         gather = _GATHER_TOKENS * 4 * max(plan.hidden, width) if moes else 0

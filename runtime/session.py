@@ -79,11 +79,11 @@ class Session:
         self.budget = budget
         self._arena = RamArena(engine.geometry, engine.ctx)
         self._layers = engine.weights.layers.copy()
-        for i, means in enumerate(self._arena.means):
+        for i, sketches in enumerate(self._arena.sketches):
             self._layers[i]["pages"] = self._arena.pages[i].ctypes.data
-            if means is not None:
-                self._layers[i]["means"] = means.ctypes.data
-                self._layers[i]["mean_bytes"] = means.strides[0]
+            if sketches is not None:
+                self._layers[i]["sketches"] = sketches.ctypes.data
+                self._layers[i]["head_bytes"] = sketches.strides[0]
         self._logits: Logits = np.zeros(0, np.float32)
 
     @property

@@ -197,6 +197,11 @@ def _check_part(
     if not isinstance(part, dict) or kind not in known or depth > _MAX_NESTING:
         raise TokenizerError(f"tokenizer: {name} {kind!r:.40} is not supported")
     pattern = part.get("pattern")
+    if kind in ("Replace", "Prepend"):
+        # The library panics where a pattern matches nothing at all.
+        text = pattern.get("String") if isinstance(pattern, dict) else part.get("prepend")
+        if not isinstance(text, str) or not text:
+            raise TokenizerError(f"tokenizer: {name} {kind} needs a text that is not empty")
     if len(str(pattern)) > _MAX_PATTERN_CHARS:
         raise TokenizerError(
             f"tokenizer: {name}: expected a pattern of at most {_MAX_PATTERN_CHARS} characters"

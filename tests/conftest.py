@@ -115,3 +115,17 @@ def tiny_gguf(
         return made[arch, kind]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def kernel_isa() -> str | None:
+    """The instruction set that HGA_TEST_ISA asks for; None is the best of the host."""
+    return os.environ.get("HGA_TEST_ISA") or None
+
+
+@pytest.fixture(scope="session")
+def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where kernels compiled by this run are kept, as `cache_dir` of Engine.open: a temporary
+    folder, or HGA_TEST_KERNEL_CACHE so that the next run need not compile."""
+    folder = os.environ.get("HGA_TEST_KERNEL_CACHE")
+    return Path(folder) if folder else tmp_path_factory.mktemp("kernel-cache")

@@ -148,6 +148,7 @@ def _add(
         parser.add_argument(dest, metavar=metavar, nargs=nargs, help=about)
         names.append(dest)
     _add_flags(parser, table)
+    parser.add_argument("--version", action=_Version)
     parser.set_defaults(
         handler=handler, flags=table, operands=[*names, "command"], command=command,
         prog=parser.prog,

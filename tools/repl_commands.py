@@ -179,7 +179,7 @@ def _show(context: Context, rest: str) -> None:
         f"predict         {predict}",
     ]
     if conversation.chat:
-        lines.append(f"system          {conversation.system or '(none)'}")
+        lines.append(f"system          {conversation.system or 'none given'}")
     context.status.say("\n".join(lines))
 
 

@@ -184,9 +184,10 @@ class Talk:
             )
         if not reply.answered:
             self._status.notice("interrupted while reading the prompt: the turn is dropped")
-        elif reply.stop == "interrupt":
-            self._status.notice("interrupted: the turn is kept as far as it got")
-        self._status.faint(turn_line(reply, self.conversation.session, self.engine))
+        else:
+            if reply.stop == "interrupt":
+                self._status.notice("interrupted: the turn is kept as far as it got")
+            self._status.faint(turn_line(reply, self.conversation.session, self.engine))
         if self._json:
             figures = reply_json(reply, self.conversation.session, self.engine)
             sys.stdout.write(json.dumps(figures, ensure_ascii=False) + "\n")

@@ -102,32 +102,37 @@ class _Bar:
 
     def report(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if now < self._due and (done < total or self._progress is None):
+        if done >= total:
+            # What comes next may write to the terminal: a full bar makes room at once.
+            self.close()
+            return
+        if now < self._due:
             return
         self._due = now + _REFRESH_S
-        if self._progress is None:
-            self._progress = self._open()
-            self._task = self._progress.add_task(self._label, total=total, figures="")
         elapsed = now - self._begin
-        left = elapsed * (total - done) / done if done else 0.0
         figures = _figures(self._unit, done, total, elapsed)
-        self._progress.update(
-            self._task,
-            completed=done,
-            total=total,
-            figures=f"{figures}, {span(left)} left" if done else figures,
-        )
+        if done:
+            figures += f", {span(elapsed * (total - done) / done)} left"
+        if self._progress is None:
+            self._progress = self._new()
+            self._task = self._progress.add_task(
+                self._label, total=total, completed=done, figures=figures
+            )
+            self._progress.start()
+        self._progress.update(self._task, completed=done, total=total, figures=figures)
         self._progress.refresh()
 
     def close(self) -> None:
+        """Take the bar off the screen; a later report draws it again."""
         if self._progress is not None:
             self._progress.stop()
+            self._progress = None
 
-    def _open(self) -> "Progress":
+    def _new(self) -> "Progress":
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        progress = Progress(
+        return Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[figures]}"),
@@ -137,8 +142,6 @@ class _Bar:
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        progress.start()
-        return progress
 
 
 def is_terminal(stream: TextIO) -> bool:

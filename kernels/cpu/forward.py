@@ -95,7 +95,7 @@ def forward(thread: Any, n: Any, params: Any) -> None:
         _add_bias(layer.k_bias, layer.k, t, c.k, thread, n)
         _add_bias(layer.v_bias, layer.v, t, c.v, thread, n)
         phase = barrier(c.barrier, n, phase)
-        rotate_and_append(c, layer, thread, n)
+        rotate_and_append(c, layer, thread, n, private)
         phase = barrier(c.barrier, n, phase)
         if t == 1:
             phase = attend_token(c, layer, thread, n, phase, private)

@@ -12,7 +12,7 @@ from numba import carray, njit
 
 from . import attention as att
 from . import elementwise as ew
-from . import routing
+from . import routing, sketch
 from .simd import store_scalar_i64
 from .sync import as_pointer, atomic_add, barrier
 
@@ -29,8 +29,8 @@ def share(n: Any, thread: Any, n_threads: Any) -> Any:
 
 
 @njit(**JIT)
-def rotate_and_append(c: Any, layer: Any, thread: Any, n: Any) -> None:
-    """Norm, rotate and scale the query heads; norm, rotate and store keys and values."""
+def rotate_and_append(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> None:
+    """Norm, rotate and scale the query heads; norm, rotate, sketch and store keys; store values."""
     d = layer.head_dim
     cos = c.cos + layer.rope_index * c.rope_bytes
     sin = c.sin + layer.rope_index * c.rope_bytes
@@ -54,25 +54,33 @@ def rotate_and_append(c: Any, layer: Any, thread: Any, n: Any) -> None:
                 ew.rms_norm(k, layer.k_norm, d, c.eps, k)
             ew.rope(k, cos + t * c.half_bytes, sin + t * c.half_bytes, d, 1.0)
             att.append(layer.pages, position, h, d, k, c.v + at)
-            if layer.means != 0 and (position & 15) == 15:
-                routing.close_group(layer.pages, position >> 4, h, d, layer.means, layer.mean_bytes)
+            if layer.sketches != 0:
+                block = layer.sketches + h * layer.head_bytes
+                block += (position >> 4) * sketch.block_bytes(d)
+                sketch.rotate(k, d, private)
+                sketch.write_key(block, position & 15, private, d)
 
 
 @njit(**JIT)
 def _route(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: Any) -> Any:
     """Choose the groups of each KV head for a single token; returns the phase afterwards."""
-    d, n_groups = layer.head_dim, (c.position >> 4) + 1
-    rows = layer.n_heads // layer.n_kv_heads
-    first, last = c.n_sinks, n_groups - c.n_window
-    b0, b1 = first >> 4, (last + 15) >> 4
-    i0, i1 = share(layer.n_kv_heads * (b1 - b0), thread, n)
+    d, n_tokens = layer.head_dim, c.position + 1
+    n_groups, rows = (n_tokens + 15) >> 4, layer.n_heads // layer.n_kv_heads
+    for h in range(thread, layer.n_heads, n):
+        sketch.rotate(c.q + 4 * d * h, d, private)
+        sketch.write_query(private, d, c.queries + c.query_bytes * h)
+    phase = barrier(c.barrier, n, phase)
+    n_blocks = (n_groups + 15) >> 4
+    i0, i1 = share(layer.n_kv_heads * n_blocks, thread, n)
     for item in range(i0, i1):
-        h, b = item // (b1 - b0), b0 + item % (b1 - b0)
-        routing.score_block(
-            layer.means + h * layer.mean_bytes,
-            b,
+        h, first = item // n_blocks, 16 * (item % n_blocks)
+        sketch.score_groups(
+            layer.sketches + h * layer.head_bytes,
+            first,
+            n_tokens,
             d,
-            c.q + 4 * d * rows * h,
+            c.queries + c.query_bytes * rows * h,
+            c.query_bytes,
             rows,
             c.scores + h * rows * c.score_bytes,
             c.score_bytes,
@@ -81,13 +89,17 @@ def _route(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: Any) ->
     phase = barrier(c.barrier, n, phase)
     for h in range(thread, layer.n_kv_heads, n):
         base = c.scores + (layer.n_heads + 2 * h) * c.score_bytes
-        pooled = carray(as_pointer(base), last - first, np.float32)
-        copy = carray(as_pointer(base + c.score_bytes), last - first, np.float32)
         routing.pool_shares(
-            c.scores + h * rows * c.score_bytes, c.score_bytes, rows, first, last, pooled
+            c.scores + h * rows * c.score_bytes, c.score_bytes, rows, n_groups, base
         )
         count = routing.select_groups(
-            pooled, copy, first, last, c.n_select, n_groups, c.groups + h * c.group_bytes
+            carray(as_pointer(base), n_groups, np.float32),
+            carray(as_pointer(base + c.score_bytes), n_groups, np.float32),
+            c.n_sinks,
+            n_groups - c.n_window,
+            c.n_select,
+            n_groups,
+            c.groups + h * c.group_bytes,
         )
         store_scalar_i64(c.counts + 8 * h, count)
     return barrier(c.barrier, n, phase)
@@ -103,7 +115,7 @@ def attend_token(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: A
         low = max(0, high - layer.window)
     first_span, n_groups = low // att.SPAN_TOKENS, (c.position >> 4) + 1
     n_routed = c.n_sinks + c.n_window + c.n_select
-    routed = layer.means != 0 and c.n_select > 0 and n_groups > n_routed
+    routed = layer.sketches != 0 and c.n_select > 0 and n_groups > n_routed
     if routed:
         phase = _route(c, layer, thread, n, phase, private)
         n_groups = n_routed

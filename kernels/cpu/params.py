@@ -29,9 +29,9 @@ LAYER = np.dtype(
     + _fields(_I, "n_heads n_kv_heads head_dim window rope_index activation")
     # experts: int64 [n_experts][3] tile addresses (gate, up, down); n_experts 0: dense
     + _fields(_I, "experts n_experts n_used norm_topk")
-    # pages: int64 page address by chunk; means: group summaries, mean_bytes apart per KV head
+    # pages: int64 page address by chunk; sketches: of the keys, head_bytes apart per KV head
     # (0: this layer is never routed)
-    + _fields(_I, "pages means mean_bytes")
+    + _fields(_I, "pages sketches head_bytes")
     + _fields(_F, "scale")
 )
 
@@ -53,8 +53,9 @@ CALL = np.dtype(
     + _fields(_I, "residual q k v proj up router_logits")
     # expert choice: int32 [T, used], float32 [T, used], int32 [E + 1] starts, int32 [T * used]
     + _fields(_I, "chosen weights starts order")
-    # routing scratch: float32 rows of score_bytes, int32 rows of group_bytes, int64 counts
-    + _fields(_I, "scores score_bytes groups group_bytes counts partials")
+    # routing scratch: sketched queries, float32 rows of score_bytes, int32 rows of group_bytes,
+    # int64 counts
+    + _fields(_I, "queries query_bytes scores score_bytes groups group_bytes counts partials")
     # private scratch: address of thread 0's, bytes per thread
     + _fields(_I, "private private_bytes")
     + _fields(_F, "eps embed_scale")

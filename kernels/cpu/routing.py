@@ -1,9 +1,9 @@
-"""Group summaries and the choice of groups that a KV head reads.
+"""The choice of groups that a KV head reads, from estimated attention mass.
 
-The summary of a group of 16 tokens is the mean of its rotated keys, float16, stored 16 groups to
-a block in the layout of a record's keys ([D][16 groups]), so that a block is scored by
-the kernel that scores keys. Blocks of a KV head lie one after another, `head_bytes` apart from the
-next head's (hierarchical routing: arXiv 2606.30709; docs/method.md).
+Scores are log masses per query head and group (kernels/cpu/sketch.py); a group's share is its part
+of the head's whole estimated mass, sinks and window included. A group ranks by the largest share
+that a query head of the KV head gives it, so that one selection serves them all: shares, not
+logits, so that heads of different temperature count alike (docs/method.md).
 """
 
 from typing import Any
@@ -11,78 +11,48 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .attention import GROUP_TOKENS, JIT, _scores4, record
 from .simd import (
-    load_scalar_f32,
+    add,
+    exp,
+    load_f32,
+    maximum,
+    mul,
     reduce_add,
-    store_scalar_f32,
+    reduce_max,
+    splat_f32,
+    store_f32,
     store_scalar_i32,
+    sub,
 )
-from .simd_half import load_f16, store_scalar_f16
 
-GROUPS_PER_BLOCK = 16
-
-
-@njit(**JIT)
-def close_group(
-    pages: Any, group: Any, head: Any, head_dim: Any, means: Any, head_bytes: Any
-) -> None:
-    """Write the summary of a full group from its stored keys."""
-    k = record(pages, group, head, head_dim)
-    block = means + head * head_bytes + (group >> 4) * 32 * head_dim
-    share = np.float32(1.0 / GROUP_TOKENS)
-    for d in range(head_dim):
-        at = block + 32 * d + 2 * (group & 15)
-        store_scalar_f16(at, reduce_add(load_f16(k + 32 * d)) * share)
+JIT = {"nogil": True, "error_model": "numpy"}
 
 
 @njit(**JIT)
-def score_block(
-    means: Any, block: Any, head_dim: Any, q: Any, n_rows: Any, out: Any, out_row: Any, spare: Any
-) -> None:
-    """q . summary of the 16 groups of a block for n_rows consecutive query heads.
+def pool_shares(scores: Any, row_bytes: Any, n_rows: Any, n_groups: Any, pooled: Any) -> None:
+    """pooled[g] = the largest share that a query head gives group g.
 
-    means: first block of the KV head; q float32 [n_rows, D]; out float32 rows of out_row bytes;
-    spare: scratch float32 [4][16] for rows that fill up a last set of four.
+    scores: float32 rows, row_bytes apart, of n_groups rounded up to 16 log masses (about -1e30
+    past the end); pooled: float32 of the same length.
     """
-    k, q_row = means + block * 32 * head_dim, 4 * head_dim
-    for r in range(0, n_rows, 4):
-        last = n_rows - 1
-        q0, q1 = q + r * q_row, q + min(r + 1, last) * q_row
-        q2, q3 = q + min(r + 2, last) * q_row, q + min(r + 3, last) * q_row
-        if r + 4 <= n_rows:
-            _scores4(k, head_dim, q0, q1, q2, q3, out + r * out_row + 64 * block, out_row)
-            continue
-        _scores4(k, head_dim, q0, q1, q2, q3, spare, 64)
-        for i in range(n_rows - r):
-            for g in range(GROUPS_PER_BLOCK):
-                value = load_scalar_f32(spare + 64 * i + 4 * g)
-                store_scalar_f32(out + (r + i) * out_row + 64 * block + 4 * g, value)
-
-
-@njit(**JIT)
-def pool_shares(
-    scores: Any, row_bytes: Any, n_rows: Any, first: Any, last: Any, pooled: Any
-) -> None:
-    """pooled[g] = the largest softmax share that a query head gives group first + g.
-
-    Shares, not logits: heads of different temperature count alike.
-    """
-    n = last - first
-    for g in range(n):
-        pooled[g] = np.float32(-1)
+    end = (n_groups + 15) // 16 * 64
+    for i in range(0, end, 64):
+        store_f32(pooled + i, splat_f32(np.float32(0)))
     for r in range(n_rows):
-        row = scores + r * row_bytes + 4 * first
-        top = np.float32(-1e30)
-        for g in range(n):
-            top = max(top, load_scalar_f32(row + 4 * g))
-        total = np.float32(0)
-        for g in range(n):
-            e = np.float32(np.exp(load_scalar_f32(row + 4 * g) - top))
-            store_scalar_f32(row + 4 * g, e)
-            total += e
-        for g in range(n):
-            pooled[g] = max(pooled[g], load_scalar_f32(row + 4 * g) / total)
+        row = scores + r * row_bytes
+        top = load_f32(row)
+        for i in range(64, end, 64):
+            top = maximum(load_f32(row + i), top)
+        top = splat_f32(reduce_max(top))
+        total = splat_f32(np.float32(0))
+        for i in range(0, end, 64):
+            e = exp(sub(load_f32(row + i), top))
+            total = add(total, e)
+            store_f32(row + i, e)
+        inverse = splat_f32(np.float32(1) / reduce_add(total))
+        for i in range(0, end, 64):
+            share = mul(load_f32(row + i), inverse)
+            store_f32(pooled + i, maximum(share, load_f32(pooled + i)))
 
 
 @njit(**JIT)
@@ -116,8 +86,8 @@ def select_groups(
 ) -> Any:
     """Write the always-on groups 0..first and last..n_groups and the n_select best between them.
 
-    pooled: scores of groups first..last; spare: scratch of the same length; out: address of int32,
-    filled in ascending order. Equal scores: the earlier group. Returns the number written.
+    pooled: scores of all groups; spare: scratch of the same length; out: address of int32, filled
+    in ascending order. Equal scores: the earlier group. Returns the number written.
     """
     count, n = 0, last - first
     for g in range(first):
@@ -126,19 +96,19 @@ def select_groups(
     take = min(n_select, n)
     if take > 0:
         for g in range(n):
-            spare[g] = pooled[g]
+            spare[g] = pooled[first + g]
         threshold = _nth_largest(spare, n, take)
         ties = take
-        for g in range(n):
+        for g in range(first, last):
             if pooled[g] > threshold:
                 ties -= 1
-        for g in range(n):
+        for g in range(first, last):
             keep = pooled[g] > threshold
             if not keep and pooled[g] == threshold and ties > 0:
                 keep = True
                 ties -= 1
             if keep:
-                store_scalar_i32(out + 4 * count, np.int32(first + g))
+                store_scalar_i32(out + 4 * count, np.int32(g))
                 count += 1
     for g in range(last, n_groups):
         store_scalar_i32(out + 4 * count, np.int32(g))

@@ -293,6 +293,26 @@ def exp(b: Any, x: Any) -> Any:
     return b.bitcast(b.add(b.bitcast(poly, _I32X16), power), _F32X16)
 
 
+@_op(f32x16, f32x16)
+def log(b: Any, x: Any) -> Any:
+    """Natural logarithm to about 1e-7, for normal x >= 1."""
+    bits = b.bitcast(x, _I32X16)
+    fraction = b.and_(bits, _const(_I32X16, 0x7FFFFF))
+    # The mantissa is brought to 0.71..1.41: above the square root of two it is halved.
+    high = b.icmp_unsigned(">", fraction, _const(_I32X16, 0x3504F3))
+    base = b.select(high, _const(_I32X16, 0x3F000000), _const(_I32X16, 0x3F800000))
+    m = b.bitcast(b.or_(fraction, base), _F32X16)
+    e = b.sub(b.lshr(bits, _const(_I32X16, 23)), b.lshr(base, _const(_I32X16, 23)))
+    one = _const(_F32X16, 1.0)
+    t = b.fdiv(b.fsub(m, one), b.fadd(m, one))
+    square = b.fmul(t, t)
+    poly = _const(_F32X16, 2.0 / 9)
+    for c in (2.0 / 7, 2.0 / 5, 2.0 / 3, 2.0):
+        poly = _call(b, "llvm.fma.v16f32", _F32X16, poly, square, _const(_F32X16, c))
+    whole = b.fmul(b.sitofp(e, _F32X16), _const(_F32X16, 0.6931471805599453))
+    return _call(b, "llvm.fma.v16f32", _F32X16, poly, t, whole)
+
+
 @_op(f32x16, f32x16, types.float32, types.int32, types.int32)
 def mask_lanes(b: Any, x: Any, other: Any, low: Any, high: Any) -> Any:
     """x in the lanes low <= i < high, `other` elsewhere."""

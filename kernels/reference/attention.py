@@ -1,4 +1,4 @@
-"""Exact attention, and the choice of groups from group means."""
+"""Exact attention."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,31 +28,3 @@ def causal(position: int, n_tokens: int, window: int) -> NDArray[np.bool_]:
     j = np.arange(position + n_tokens)[None]
     seen = j <= i
     return seen & (j > i - window) if window else seen
-
-
-def group_means(k: F32, group_tokens: int) -> F32:
-    """Mean key [S // group_tokens, G, D] of every full group of k [S, G, D]."""
-    n = len(k) // group_tokens
-    return k[: n * group_tokens].reshape(n, group_tokens, *k.shape[1:]).mean(1, dtype=np.float64)
-
-
-def route(
-    q: F32, means: F32, n_groups: int, n_select: int, n_sinks: int, n_window: int
-) -> tuple[tuple[int, ...], ...]:
-    """Groups read by each KV head for one token, ascending.
-
-    q [H, D] (scaled), means [N, G, D]. Sinks and the last n_window of n_groups are always read;
-    between them the n_select groups whose largest softmax share over the query heads is highest.
-    """
-    if n_groups <= n_sinks + n_window + n_select:
-        return tuple(tuple(range(n_groups)) for _ in range(means.shape[1]))
-    rows = q.shape[0] // means.shape[1]
-    last = n_groups - n_window
-    routes = []
-    for head in range(means.shape[1]):
-        scores = q[head * rows : (head + 1) * rows] @ means[n_sinks:last, head].T
-        shares = np.exp(scores - scores.max(-1, keepdims=True))
-        pooled = (shares / shares.sum(-1, keepdims=True)).max(0)
-        best = np.sort(np.argsort(-pooled, kind="stable")[:n_select]) + n_sinks
-        routes.append((*range(n_sinks), *map(int, best), *range(last, n_groups)))
-    return tuple(routes)

@@ -5,7 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from hga.runtime.tokenizer import Tokenizer, TokenizerError, TokenizerSpec, spec_from_gguf
+from hga.runtime.tokenizer import (
+    Tokenizer,
+    TokenizerError,
+    TokenizerSpec,
+    guarded,
+    spec_from_gguf,
+)
 
 ALPHABET = "".join(chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256)))
 ALPHABET += "".join(chr(c) for c in range(256, 256 + 68))
@@ -149,6 +155,9 @@ SHORTEN = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "s
         (packed_json(model__continuing_subword_prefix="é"), "continuing_subword_prefix"),
         (packed_json(normalizer={"type": "Sequence", "normalizers": 5}), "not a list"),
         (packed_json(pre_tokenizer={"type": "Split", "pattern": "x" * 9999}), "4096 characters"),
+        (packed_json(normalizer={"type": "Prepend", "prepend": ""}), "Prepend needs a text"),
+        (packed_json(normalizer={"type": "Replace", "pattern": {"Regex": "x*"}}), "Replace needs"),
+        (packed_json(normalizer={"type": "Replace", "pattern": {"String": ""}}), "Replace needs"),
     ],
 )
 def test_damaged_specs_are_refused_in_one_line(values, message):
@@ -189,6 +198,24 @@ def test_vocabularies_that_cannot_be_built_are_refused(values, message):
         Tokenizer(TokenizerSpec.from_dict(values)).encode("a b")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class Panic(BaseException):
+    """As the library raises when its own code panics: no Exception."""
+
+
+def test_panics_of_the_library_become_errors():
+    def panic():
+        raise Panic("index out of bounds:\n the len is 0")
+
+    with pytest.raises(TokenizerError, match="failed: index out of bounds: the len"):
+        guarded("encoding", panic)
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        guarded("encoding", stop)
 
 
 def test_control_tokens_cannot_hide_among_added_tokens():

@@ -89,6 +89,8 @@ def test_terms_need_acceptance_before_the_weights(shelf, tmp_path, capsys, monke
     assert "NOTICE" in capsys.readouterr().err
     assert (models(tmp_path) / "tiny-terms.html").read_text() == PAGE
     assert not (models(tmp_path) / "tiny.gguf").exists()
+    monkeypatch.setenv("HGA_ACCEPT_GEMMA_TERMS", "1")
+    assert ensure("tiny").is_file()
 
 
 @pytest.mark.parametrize(("answer", "accepted"), [("yes\n", True), ("no\n", False), ("", False)])

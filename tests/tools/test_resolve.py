@@ -1,5 +1,6 @@
 """MODEL to a packed file: the cache, its key, damage, and `hga pack`."""
 
+import json
 import os
 import shutil
 
@@ -134,3 +135,20 @@ def test_what_is_no_model_exits_5(tmp_path, capsys):
     for path in (junk, text, tmp_path / "empty"):
         assert cli.main(["run", str(path), "-p", "hi", "--quiet"]) == 5
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_inspect_and_verify_commands(checkpoint, tmp_path, capsys):
+    path = resolve.resolve(str(checkpoint), QUIET)
+    for words in (["inspect", path], ["inspect", checkpoint], ["verify", path]):
+        assert cli.main([str(word) for word in words]) == 0
+        out, err = capsys.readouterr()
+        assert str(words[1]) in out and err == ""
+    assert cli.main(["inspect", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "packed"
+    data = bytearray(path.read_bytes())
+    data[8192] ^= 1
+    path.write_bytes(data)
+    assert cli.main(["verify", str(path)]) == 5
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1
+    assert cli.main(["verify", str(tmp_path / "absent")]) == 2

@@ -1,0 +1,131 @@
+"""Worker threads: kernels meet, workers sleep and wake, and nothing burns when idle."""
+
+import signal
+import threading
+import time
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+
+class Meeting:
+    """Parameter block of the entry point `meet`."""
+
+    def __init__(self, n_threads: int) -> None:
+        self.block = np.zeros(4 + 64, np.int64)
+        self.n_threads = n_threads
+
+    def hold(self, pool, kernel: int, value: int) -> None:
+        self.block[0], self.block[1] = 0, value
+        pool.run(kernel, self.block.ctypes.data)
+        assert self.block[3] == 0, "a thread passed a barrier before the others"
+        assert (self.block[4 : 4 + self.n_threads] == value).all()
+
+
+@pytest.fixture(scope="module")
+def pools(cpu: ModuleType):
+    """The class WorkerPool; kernels are imported after their instruction set is chosen."""
+    from hga.kernels.cpu.pool import WorkerPool
+
+    return WorkerPool
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3, 4])
+def test_many_small_kernels(cpu: ModuleType, pools, n_threads: int) -> None:
+    rng = np.random.default_rng(n_threads)
+    meeting = Meeting(n_threads)
+    with pools(n_threads) as pool:
+        for i in range(5000):
+            meeting.hold(pool, cpu.meet.address, i)
+            if i % 50 == 0:
+                # Around the millisecond after which a worker goes to sleep.
+                time.sleep(rng.uniform(0, 0.004))
+    assert meeting.block[2] == 5000
+
+
+def test_workers_wake_from_a_long_sleep(cpu: ModuleType, pools) -> None:
+    meeting = Meeting(3)
+    with pools(3) as pool:
+        for i in range(5):
+            meeting.hold(pool, cpu.meet.address, i)
+            time.sleep(0.05)
+            assert pool._sleeping == 2
+            meeting.hold(pool, cpu.meet.address, i)
+
+
+def test_an_idle_pool_burns_nothing(cpu: ModuleType, pools) -> None:
+    meeting = Meeting(4)
+    with pools(4) as pool:
+        meeting.hold(pool, cpu.meet.address, 1)
+        time.sleep(0.05)
+        start = time.process_time()
+        time.sleep(0.5)
+        assert time.process_time() - start < 0.1
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_closing(cpu: ModuleType, pools, n_threads: int) -> None:
+    before = threading.active_count()
+    pool = pools(n_threads)
+    assert threading.active_count() == before + n_threads - 1
+    Meeting(n_threads).hold(pool, cpu.meet.address, 1)
+    for _ in range(3):
+        pool.close()
+    assert threading.active_count() == before
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.run(cpu.meet.address, 0)
+
+
+@pytest.mark.parametrize("pause", [0, 0.02])
+def test_closing_a_pool_that_never_ran(pools, pause: float) -> None:
+    pool = pools(4)
+    time.sleep(pause)
+    pool.close()
+    assert not any(thread.is_alive() for thread in pool._threads)
+
+
+def test_many_pools(cpu: ModuleType, pools) -> None:
+    for i in range(30):
+        with pools(1 + i % 4) as pool:
+            Meeting(1 + i % 4).hold(pool, cpu.meet.address, i)
+
+
+@pytest.mark.parametrize("n_threads", [0, -1])
+def test_a_pool_needs_a_thread(pools, n_threads: int) -> None:
+    with pytest.raises(ValueError, match="at least one thread"):
+        pools(n_threads)
+
+
+class Bell(Exception):
+    """What the signal handler raises."""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers")
+def test_an_interrupt_leaves_the_pool_usable(cpu: ModuleType, pools) -> None:
+    """Ctrl-C may raise between any two bytecodes of `run`: the workers must never be left waiting
+    for a thread that went away."""
+
+    def ring(number: int, frame: object) -> None:
+        raise Bell
+
+    previous = signal.signal(signal.SIGALRM, ring)
+    rng = np.random.default_rng(0)
+    interrupted = 0
+    try:
+        with pools(2) as pool:
+            meeting = Meeting(2)
+            for i in range(400):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, rng.uniform(2e-5, 4e-4))
+                    while True:
+                        meeting.hold(pool, cpu.meet.address, i)
+                except Bell:
+                    interrupted += 1
+                if i % 40 == 0:
+                    time.sleep(0.003)
+            meeting.hold(pool, cpu.meet.address, -1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert interrupted == 400

@@ -1,0 +1,92 @@
+"""The REPL on a terminal: line editing, Tab, Ctrl-C and Ctrl-D over a pseudo terminal."""
+
+import os
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+
+pty = pytest.importorskip("pty")
+termios = pytest.importorskip("termios")
+
+WAIT_S = 90
+
+
+class Screen:
+    """The user's side of a pseudo terminal that runs `hga`."""
+
+    def __init__(self, words, environ):
+        code = "import sys; from hga.tools.cli import main; sys.exit(main())"
+        self._side, other = pty.openpty()
+        termios.tcsetwinsize(other, (30, 100))
+        self.child = subprocess.Popen(
+            [sys.executable, "-c", code, *words],
+            stdin=other, stdout=other, stderr=other, env=environ, start_new_session=True,
+        )  # fmt: skip
+        os.close(other)
+        self.text = ""
+
+    def see(self, wanted):
+        """Wait for text on the screen that was not there before; returns what came."""
+        end, seen = time.monotonic() + WAIT_S, ""
+        while wanted not in seen:
+            ready = select.select([self._side], [], [], 1.0)[0]
+            assert time.monotonic() < end, f"no {wanted!r} in {seen!r}"
+            if not ready:
+                continue
+            try:
+                data = os.read(self._side, 65536)
+            except OSError:
+                raise AssertionError(f"the program ended before {wanted!r}: {seen!r}") from None
+            if b"\x1b[6n" in data:
+                # A terminal answers where its cursor is.
+                os.write(self._side, b"\x1b[1;1R")
+            seen += data.decode("utf-8", "replace")
+        return seen
+
+    def type(self, text):
+        os.write(self._side, text.encode())
+
+    def close(self):
+        self.child.kill()
+        self.child.wait()
+        os.close(self._side)
+
+
+@pytest.fixture
+def screen(smollm2_gguf, tmp_path):
+    from hga.tools.pack import pack
+
+    path = pack(smollm2_gguf, tmp_path / "demo.hga").path
+    environ = {**os.environ, "TERM": "xterm", "XDG_STATE_HOME": str(tmp_path / "state")}
+    opened = Screen(["run", str(path), "-c", "512", "-n", "6", "-s", "1"], environ)
+    yield opened
+    opened.close()
+
+
+def test_a_session_at_the_keyboard(screen, tmp_path):
+    banner = screen.see(">>>")
+    assert "context 512 tokens" in banner and "threads" in banner
+    screen.type("/ct\t")
+    screen.see("x")
+    screen.type("\r")
+    screen.see("0 of 512 tokens used")
+    screen.type("Hello\r")
+    screen.see("new tokens")
+    screen.type("\x03")
+    screen.see("Ctrl-C again")
+    # The arrow brings the last line back.
+    screen.type("\x1b[A")
+    screen.see("Hello")
+    screen.type("\x03")
+    assert screen.child.wait(WAIT_S) == 130
+    history = (tmp_path / "state" / "hga" / "history").read_text()
+    assert "+/ctx" in history and "+Hello" in history
+
+
+def test_control_d_leaves_with_0(screen):
+    screen.see(">>>")
+    screen.type("\x04")
+    assert screen.child.wait(WAIT_S) == 0
