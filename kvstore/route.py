@@ -72,6 +72,11 @@ class Router:
     sink_groups: int = SINK_TOKENS // GROUP_TOKENS
     window_groups: int = WINDOW_TOKENS // GROUP_TOKENS
 
+    @property
+    def minimum_tokens(self) -> int:
+        """What a routed token reads at least: sinks, window and one group."""
+        return (self.sink_groups + self.window_groups + 1) * GROUP_TOKENS
+
     def selected_groups(self, n_tokens: int) -> int:
         """Groups to choose between sinks and window when n_tokens are cached; at least one.
 

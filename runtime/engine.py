@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from hga.kvstore.geometry import Geometry, LayerShape
+from hga.kvstore.route import Budget, Router
 from hga.models.plan import ModelPlan
 
 from . import budget
@@ -71,6 +72,7 @@ class Engine:
                     for a in (layer.attention for layer in self.plan.layers)
                 )
             )
+            self._note_small_budget()
             self._tokenizer: Tokenizer | None = None
             self._template: ChatTemplate | None = None
             budget.check(self.bill(), options.mem)
@@ -78,6 +80,15 @@ class Engine:
         except BaseException:
             self.model.close()
             raise
+
+    def _note_small_budget(self) -> None:
+        router = Router(Budget.parse(self.options.budget))
+        asked = router.budget.tokens_at(self.ctx)
+        if self.options.attention == "hga" and asked < router.minimum_tokens:
+            self.notices.append(
+                f"--budget {self.options.budget} is at most {asked} tokens:"
+                f" {router.minimum_tokens} are read (sinks, window and one group)"
+            )
 
     def _open_kernels(self, cache_dir: Path | None, report: Callable[[str], None] | None) -> None:
         from hga.kernels import ops

@@ -9,8 +9,12 @@ import threading
 from types import FrameType, TracebackType
 
 
+class SecondInterrupt(KeyboardInterrupt):
+    """Ctrl-C was pressed again before the first had taken effect."""
+
+
 class Interrupt:
-    """`requested` turns true at the first SIGINT; a second raises KeyboardInterrupt."""
+    """`requested` turns true at the first SIGINT; a second raises SecondInterrupt."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -36,5 +40,5 @@ class Interrupt:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            raise KeyboardInterrupt
+            raise SecondInterrupt
         self.requested = True

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from hga.tools import errors
 from hga.tools.folders import state_folder
+from hga.tools.interrupt import SecondInterrupt
 from hga.tools.repl_commands import COMMANDS, SETTABLE, Context, dispatch
 from hga.tools.run import Talk, decode
 from hga.tools.status import Status, is_terminal
@@ -45,16 +46,16 @@ class Repl:
         interrupted = False
         while not self._context.done:
             try:
-                text = self._read()
+                interrupted = self._handle(self._read())
             except EOFError:
                 break
+            except SecondInterrupt:
+                return errors.INTERRUPTED
             except KeyboardInterrupt:
                 if interrupted:
                     return errors.INTERRUPTED
                 interrupted = True
                 self._status.say("Ctrl-C again, Ctrl-D or /exit ends")
-                continue
-            interrupted = self._handle(text)
         return errors.OK
 
     def _handle(self, text: str) -> bool:

@@ -53,7 +53,7 @@ def run(model: str | None, values: argparse.Namespace, status: Status) -> int:
             return talk.lines()
         from hga.tools.repl import Repl, line_source
 
-        banner(engine, model, status)
+        banner(engine, status)
         return Repl(talk, line_source(status), status).loop()
 
 
@@ -186,7 +186,7 @@ class Talk:
             self._status.notice("interrupted while reading the prompt: the turn is dropped")
         else:
             if reply.stop == "interrupt":
-                self._status.notice("interrupted: the turn is kept as far as it got")
+                self._status.notice("interrupted: the reply is kept as far as it got")
             self._status.faint(turn_line(reply, self.conversation.session, self.engine))
         if self._json:
             figures = reply_json(reply, self.conversation.session, self.engine)
@@ -194,11 +194,12 @@ class Talk:
             sys.stdout.flush()
 
 
-def banner(engine: "Engine", model: str | None, status: Status) -> None:
+def banner(engine: "Engine", status: Status) -> None:
     """What runs, and how, before the first prompt."""
     plan = engine.plan
+    name = str(engine.model.source.get("name") or engine.path.name)
     status.notice(
-        f"{model or 'demo'}: {plan.architecture}, {len(plan.layers)} layers, context "
+        f"{name.removesuffix('.gguf')}: {plan.architecture}, {len(plan.layers)} layers, context "
         f"{engine.ctx:,} tokens, {size(engine.resident_bytes())} resident\n"
         f"{engine.backend}; attention {engine.options.attention}, "
         f"budget {engine.options.budget}\n"

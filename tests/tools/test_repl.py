@@ -1,5 +1,7 @@
 """The loop, its commands and its refusals, over a fake engine and scripted lines."""
 
+import signal
+
 import pytest
 
 from hga.runtime.sampler import SamplerOptions
@@ -81,6 +83,21 @@ def test_interrupted_reply_and_another_interrupt_leave(run_lines, say, monkeypat
     monkeypatch.setattr(run_module, "Interrupt", Pressed)
     code, _, err, _ = run_lines(["hi", KeyboardInterrupt], [say("hello")])
     assert code == 130 and "interrupted" in err
+
+
+def test_ctrl_c_just_after_a_reply_is_a_first_one(run_lines, say, monkeypatch):
+    monkeypatch.setattr(Talk, "_tell", lambda *given: signal.raise_signal(signal.SIGINT))
+    code, out, err, _ = run_lines(["hi", "/exit"], [say("hello")])
+    assert (code, out) == (0, "hello\n") and "Ctrl-C again" in err
+
+
+def test_ctrl_c_twice_within_a_reply_leaves_with_130(run_lines, say, monkeypatch):
+    def press_twice(self, *given):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Conversation, "_generate", press_twice)
+    assert run_lines(["hi", "never read"], [say("hello")])[0] == 130
 
 
 def test_triple_quotes_hold_several_lines(run_lines, say):

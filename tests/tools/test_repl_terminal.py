@@ -10,6 +10,7 @@ import pytest
 
 pty = pytest.importorskip("pty")
 termios = pytest.importorskip("termios")
+fcntl = pytest.importorskip("fcntl")
 
 WAIT_S = 90
 
@@ -24,26 +25,27 @@ class Screen:
         self.child = subprocess.Popen(
             [sys.executable, "-c", code, *words],
             stdin=other, stdout=other, stderr=other, env=environ, start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )  # fmt: skip
         os.close(other)
-        self.text = ""
+        self._text = ""
 
     def see(self, wanted):
-        """Wait for text on the screen that was not there before; returns what came."""
-        end, seen = time.monotonic() + WAIT_S, ""
-        while wanted not in seen:
-            ready = select.select([self._side], [], [], 1.0)[0]
-            assert time.monotonic() < end, f"no {wanted!r} in {seen!r}"
-            if not ready:
+        """Wait for text on the screen after what was seen before; returns what came until then."""
+        end = time.monotonic() + WAIT_S
+        while wanted not in self._text:
+            assert time.monotonic() < end, f"no {wanted!r} in {self._text!r}"
+            if not select.select([self._side], [], [], 1.0)[0]:
                 continue
             try:
                 data = os.read(self._side, 65536)
             except OSError:
-                raise AssertionError(f"the program ended before {wanted!r}: {seen!r}") from None
+                raise AssertionError(f"ended before {wanted!r}: {self._text!r}") from None
             if b"\x1b[6n" in data:
                 # A terminal answers where its cursor is.
                 os.write(self._side, b"\x1b[1;1R")
-            seen += data.decode("utf-8", "replace")
+            self._text += data.decode("utf-8", "replace")
+        seen, _, self._text = self._text.partition(wanted)
         return seen
 
     def type(self, text):
@@ -73,10 +75,13 @@ def test_a_session_at_the_keyboard(screen, tmp_path):
     screen.see("x")
     screen.type("\r")
     screen.see("0 of 512 tokens used")
+    screen.see(">>>")
     screen.type("Hello\r")
     screen.see("new tokens")
+    screen.see(">>>")
     screen.type("\x03")
     screen.see("Ctrl-C again")
+    screen.see(">>>")
     # The arrow brings the last line back.
     screen.type("\x1b[A")
     screen.see("Hello")
