@@ -55,6 +55,11 @@ def _post(mailbox: int, kernel: int, params: int, stop: int) -> None:
     atomic_add(mailbox + _TICKET, 1)
 
 
+@njit(nogil=True, cache=True)
+def _ticket(mailbox: int) -> int:
+    return atomic_load(mailbox + _TICKET)
+
+
 class WorkerPool:
     """n_threads - 1 daemon threads and the caller. Not reentrant: one `run` at a time."""
 
@@ -66,9 +71,9 @@ class WorkerPool:
         self._mailbox = (self._memory.ctypes.data + 63) // 64 * 64
         self._wake = threading.Condition()
         self._sleeping = 0
-        self._ticket = 0
         self._closed = False
         _serve(self._mailbox, 0, 1, 0, 0)
+        _ticket(self._mailbox)
         self._threads = [
             threading.Thread(target=self._work, args=(i,), name=f"hga-{i}", daemon=True)
             for i in range(1, n_threads)
@@ -80,17 +85,18 @@ class WorkerPool:
         seen = 0
         while True:
             seen = _serve(self._mailbox, thread, self.n_threads, seen, _IDLE_SPINS)
-            if self._closed and seen == self._ticket:
+            if self._closed and seen == _ticket(self._mailbox):
                 return
             with self._wake:
                 self._sleeping += 1
-                while self._ticket == seen:
-                    self._wake.wait()
-                self._sleeping -= 1
+                try:
+                    # The poster looks at _sleeping after it has changed the ticket.
+                    while _ticket(self._mailbox) == seen:
+                        self._wake.wait()
+                finally:
+                    self._sleeping -= 1
 
-    def _publish(self, kernel: int, params: int, stop: int) -> None:
-        self._ticket += 1
-        _post(self._mailbox, kernel, params, stop)
+    def _wake_sleepers(self) -> None:
         if self._sleeping:
             with self._wake:
                 self._wake.notify_all()
@@ -100,14 +106,23 @@ class WorkerPool:
         if self.n_threads == 1:
             _take_part(self._mailbox, 1, kernel, params)
             return
-        self._publish(kernel, params, 0)
-        _take_part(self._mailbox, self.n_threads, kernel, params)
+        before = _ticket(self._mailbox)
+        try:
+            _post(self._mailbox, kernel, params, 0)
+            self._wake_sleepers()
+        finally:
+            # A signal handler may raise between any two statements: what was posted is joined
+            # all the same, or the other threads would wait at the kernel's barriers for ever.
+            if _ticket(self._mailbox) != before:
+                self._wake_sleepers()
+                _take_part(self._mailbox, self.n_threads, kernel, params)
 
     def close(self) -> None:
         """Stop the workers; the pool cannot be used afterwards."""
         if not self._closed and self._threads:
             self._closed = True
-            self._publish(0, 0, 1)
+            _post(self._mailbox, 0, 0, 1)
+            self._wake_sleepers()
             for thread in self._threads:
                 thread.join()
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from .simd import (
     absolute,
@@ -49,7 +50,7 @@ STEP = np.float32(1.25)
 MAX_HEAD_DIM = 512
 
 
-def _random_signs() -> np.ndarray:  # type: ignore[type-arg]
+def _random_signs() -> NDArray[np.float32]:
     """Fixed pseudo-random signs: bit 40 of a multiplicative sequence."""
     i = np.arange(1, MAX_HEAD_DIM + 1, dtype=np.uint64)
     bits = (i * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)

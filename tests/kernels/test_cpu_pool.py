@@ -1,5 +1,6 @@
 """Worker threads: kernels meet, workers sleep and wake, and nothing burns when idle."""
 
+import contextlib
 import signal
 import threading
 import time
@@ -102,7 +103,7 @@ class Bell(Exception):
     """What the signal handler raises."""
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers")
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals to threads")
 def test_an_interrupt_leaves_the_pool_usable(cpu: ModuleType, pools) -> None:
     """Ctrl-C may raise between any two bytecodes of `run`: the workers must never be left waiting
     for a thread that went away."""
@@ -110,24 +111,39 @@ def test_an_interrupt_leaves_the_pool_usable(cpu: ModuleType, pools) -> None:
     def ring(number: int, frame: object) -> None:
         raise Bell
 
-    previous = signal.signal(signal.SIGALRM, ring)
-    rng = np.random.default_rng(0)
+    def ringer() -> None:
+        rng = np.random.default_rng(0)
+        main = threading.main_thread().ident
+        while not over.is_set():
+            armed.wait()
+            armed.clear()
+            time.sleep(rng.uniform(0, 4e-4))
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+    previous = signal.signal(signal.SIGUSR1, ring)
+    armed, over = threading.Event(), threading.Event()
+    thread = threading.Thread(target=ringer)
     interrupted = 0
     try:
         with pools(2) as pool:
             meeting = Meeting(2)
             meeting.hold(pool, cpu.meet.address, 0)
-            for i in range(400):
+            thread.start()
+            for i in range(500):
                 try:
-                    signal.setitimer(signal.ITIMER_REAL, rng.uniform(2e-5, 4e-4))
+                    armed.set()
                     while True:
                         meeting.hold(pool, cpu.meet.address, i)
                 except Bell:
                     interrupted += 1
                 if i % 40 == 0:
                     time.sleep(0.003)
+            over.set()
             meeting.hold(pool, cpu.meet.address, -1)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-    assert interrupted == 400
+        over.set()
+        with contextlib.suppress(Bell):
+            armed.set()
+            thread.join()
+        signal.signal(signal.SIGUSR1, previous)
+    assert interrupted == 500
