@@ -20,17 +20,23 @@ _VOID = ir.VoidType()
 SPINS = 2000
 
 
-def _bind_yield() -> None:
+def _bind_system_calls() -> None:
+    """Give LLVM the addresses of the system's calls to yield and to sleep."""
     if sys.platform == "win32":
-        function = ctypes.WinDLL("kernel32").SwitchToThread
+        kernel32 = ctypes.WinDLL("kernel32")
+        functions = {"hga_yield": kernel32.SwitchToThread, "hga_sleep": kernel32.Sleep}
     else:
-        function = ctypes.CDLL(None).sched_yield
-    address = ctypes.cast(function, ctypes.c_void_p).value
-    assert address is not None
-    binding.add_symbol("hga_yield_thread", address)
+        libc = ctypes.CDLL(None)
+        functions = {"hga_yield": libc.sched_yield, "hga_sleep": libc.usleep}
+    for name, function in functions.items():
+        address = ctypes.cast(function, ctypes.c_void_p).value
+        assert address is not None
+        binding.add_symbol(name, address)
 
 
-_bind_yield()
+_bind_system_calls()
+# hga_sleep counts microseconds (usleep) or milliseconds (Sleep).
+MILLISECOND = 1 if sys.platform == "win32" else 1000
 
 
 @intrinsic
@@ -83,10 +89,24 @@ def yield_thread(typing: Any) -> Any:
 
     def generate(context: Any, b: Any, sig: Any, args: Any) -> Any:
         kind = ir.FunctionType(ir.IntType(32), [])
-        b.call(cgutils.get_or_insert_function(b.module, kind, "hga_yield_thread"), [])
+        b.call(cgutils.get_or_insert_function(b.module, kind, "hga_yield"), [])
         return context.get_dummy_value()
 
     return types.void(), generate
+
+
+@intrinsic
+def sleep(typing: Any, duration: Any) -> Any:
+    """Sleep for a multiple of MILLISECOND."""
+
+    def generate(context: Any, b: Any, sig: Any, args: Any) -> Any:
+        i32 = ir.IntType(32)
+        kind = ir.FunctionType(i32, [i32])
+        call = cgutils.get_or_insert_function(b.module, kind, "hga_sleep")
+        b.call(call, [b.trunc(args[0], i32)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
 
 
 @intrinsic
