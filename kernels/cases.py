@@ -28,9 +28,9 @@ TOLERANCE = {
     "embedding_row": 1e-6,
     "attend": 2e-6,
     "merge": 1e-6,
-    # Stored in float16: half a unit in the last place.
-    "close_group": 5e-4,
-    "score": 2e-6,
+    "log": 2e-7,
+    "rotate": 1e-6,
+    "shares": 2e-6,
 }
 
 

@@ -16,7 +16,7 @@ GROUPS_PER_BLOCK = 16
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """One layer's G KV heads of D dimensions; `routed` layers keep key sketches."""
+    """One layer's G KV heads of D (padded) dimensions; `routed` layers keep key sketches."""
 
     n_kv_heads: int
     head_dim: int
@@ -63,6 +63,11 @@ class Geometry:
             for i, shape in enumerate(self.layers)
             if shape.routed
         )
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """Dimensions of a stored head: the model's, rounded up to the kernels' 32."""
+    return -(-head_dim // 32) * 32
 
 
 def n_chunks(n_tokens: int) -> int:

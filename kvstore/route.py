@@ -83,4 +83,5 @@ class Router:
         The kernel reads the whole context where that is no more than sinks, window and these.
         """
         always = self.sink_groups + self.window_groups
-        return max(1, self.budget.tokens_at(n_tokens) // GROUP_TOKENS - always)
+        # Rounded up, so that a context within the budget is read whole.
+        return max(1, -(-self.budget.tokens_at(n_tokens) // GROUP_TOKENS) - always)

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from hga.kvstore.geometry import Geometry, LayerShape
+from hga.kvstore.geometry import Geometry, LayerShape, padded_head_dim
 from hga.kvstore.route import Budget, Router
 from hga.models.plan import ModelPlan
 
@@ -68,7 +68,7 @@ class Engine:
                 )
             self.geometry = Geometry(
                 tuple(
-                    LayerShape(a.n_kv_heads, a.head_dim, routed=a.window == 0)
+                    LayerShape(a.n_kv_heads, padded_head_dim(a.head_dim), routed=a.window == 0)
                     for a in (layer.attention for layer in self.plan.layers)
                 )
             )
@@ -97,13 +97,17 @@ class Engine:
             import platformdirs
 
             cache_dir = platformdirs.user_cache_path("hga", appauthor=False)
-        self._backend = ops.open_cpu(cache_dir / "kernels", self.options.threads, report=report)
-        self.notices += self._backend.notices
         from .forward import ForwardPass
         from .weights import Weights
 
         self.weights = Weights(self.model)
-        self.forward_pass = ForwardPass(self.weights, self._backend, self.ctx)
+        self._backend = ops.open_cpu(cache_dir / "kernels", self.options.threads, report=report)
+        self.notices += self._backend.notices
+        try:
+            self.forward_pass = ForwardPass(self.weights, self._backend, self.ctx)
+        except BaseException:
+            self._backend.close()
+            raise
 
     @classmethod
     def open(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hga.kernels.cpu.params import CALL
 from hga.kernels.ops import Backend
+from hga.kvstore.geometry import GROUP_TOKENS, padded_head_dim
 from hga.kvstore.route import Route
 from hga.models.plan import MoePlan
 
@@ -84,11 +85,11 @@ class ForwardPass:
     def _allocate(self, ctx: int) -> None:
         plan, c, take, t = self._weights.plan, self._call[0], self._buffers.take, self.block_tokens
         attention = [layer.attention for layer in plan.layers]
-        heads_dim = max(a.n_heads * a.head_dim for a in attention)
-        kv_dim = max(a.n_kv_heads * a.head_dim for a in attention)
         n_heads, n_kv = max(a.n_heads for a in attention), max(a.n_kv_heads for a in attention)
         rows = max(a.n_heads // a.n_kv_heads for a in attention)
-        row_bytes = 4 * (_PARTIAL_HEAD + max(a.head_dim for a in attention))
+        widest = max(padded_head_dim(a.head_dim) for a in attention)
+        heads_dim, kv_dim = n_heads * widest, n_kv * widest
+        row_bytes = 4 * (_PARTIAL_HEAD + widest)
         # Rows of activations and experts per layer: a dense layer is one slot.
         act = max(
             layer.mlp.width * (layer.mlp.n_experts_used if isinstance(layer.mlp, MoePlan) else 1)
@@ -107,7 +108,10 @@ class ForwardPass:
             c[name]["codes"] = take(t * columns)
             c[name]["scales"], c[name]["sums"] = take(t * columns // 8), take(t * columns // 4)
         c["residual"], c["proj"] = take(4 * t * plan.hidden), take(4 * t * plan.hidden)
-        c["q"], c["k"], c["v"] = take(4 * t * heads_dim), take(4 * t * kv_dim), take(4 * t * kv_dim)
+        for name, columns in (("q", heads_dim), ("k", kv_dim), ("v", kv_dim)):
+            c[name] = take(4 * t * columns)
+            if any(a.head_dim != padded_head_dim(a.head_dim) for a in attention):
+                c["raw_" + name] = take(4 * t * columns)
         c["up"], c["router_logits"] = take(4 * t * act), take(4 * t * _round_up(experts, 16))
         c["chosen"], c["weights"] = take(4 * t * used), take(4 * t * used)
         c["starts"], c["order"] = take(4 * (experts + 1)), take(4 * t * used)
@@ -116,7 +120,7 @@ class ForwardPass:
         c["score_bytes"], c["group_bytes"] = 4 * groups, 4 * groups
         c["scores"], c["groups"] = take(4 * groups * (n_heads + 2 * n_kv)), take(4 * groups * n_kv)
         c["counts"] = take(8 * n_kv)
-        c["query_bytes"] = max(a.head_dim for a in attention) + _LINE
+        c["query_bytes"] = widest + _LINE
         c["queries"] = take(n_heads * int(c["query_bytes"]))
         c["partials"] = take(n_kv * spans * _round_up(rows, 4) * row_bytes)
         tile = 4 * 4 * _SPAN_TOKENS + (4 + _TILE_TOKENS * rows) * row_bytes
@@ -174,9 +178,10 @@ class ForwardPass:
         """Groups chosen in the last routed layer of the last call; None if it did not route."""
         c = self._call[0]
         groups, counts = int(c["groups"]), int(c["counts"])
-        n = self._buffers.view(counts, (2 * n_kv_heads,)).view(np.int64)
-        if c["n_select"] == 0 or not n.all():
+        n_routed = c["n_select"] + c["n_sinks"] + c["n_window"]
+        if c["n_select"] == 0 or c["position"] // GROUP_TOKENS + 1 <= n_routed:
             return None
+        n = self._buffers.view(counts, (2 * n_kv_heads,)).view(np.int64)
         rows = [
             self._buffers.view(groups + h * int(c["group_bytes"]), (int(n[h]),)).view(np.int32)
             for h in range(n_kv_heads)

@@ -9,6 +9,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from hga.kvstore.geometry import padded_head_dim
 from hga.models.plan import RopePlan
 
 
@@ -45,7 +46,7 @@ class RopeTables:
         """plans: distinct (RopePlan, head_dim); max_tokens: longest run."""
         self._frequencies = [inverse_frequencies(rope, d) for rope, d in plans]
         self._factors = [rope.attention_factor for rope, _ in plans]
-        half = max(d // 2 for _, d in plans)
+        half = max(padded_head_dim(d) // 2 for _, d in plans)
         self.cos = np.zeros((len(plans), max_tokens, half), np.float32)
         self.sin = np.zeros_like(self.cos)
 

@@ -6,11 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hga.kernels.cpu.params import LAYER, MATRIX
-from hga.models.plan import LayerPlan, ModelPlan, MoePlan, RopePlan
+from hga.kernels.formats import FORMATS
+from hga.kvstore.geometry import padded_head_dim
+from hga.models.plan import LayerPlan, ModelPlan, MoePlan, RopePlan, UnsupportedError
 
 from .container import ModelFile, TensorView
 
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
+# kernels/cpu/sketch.py has signs for so many dimensions.
+_MAX_HEAD_DIM = 512
+# The last of the float formats.
+_FP8 = FORMATS["fp8"].code
 
 
 class Weights:
@@ -47,6 +53,10 @@ class Weights:
 
     def _fill(self, record: Any, layer: LayerPlan, prefix: str) -> None:
         a = layer.attention
+        if a.head_dim > _MAX_HEAD_DIM:
+            raise UnsupportedError(
+                f"{prefix}attention: head_dim {a.head_dim}; supported: up to {_MAX_HEAD_DIM}"
+            )
         for name in ("q", "k", "v", "o"):
             record[name] = self._matrix(prefix + name)
         for name in (
@@ -64,7 +74,8 @@ class Weights:
             if self._model.has(prefix + name):
                 record[name] = self._vector(prefix + name)
         record["n_heads"], record["n_kv_heads"] = a.n_heads, a.n_kv_heads
-        record["head_dim"], record["window"], record["scale"] = a.head_dim, a.window, a.scale
+        record["head_dim"], record["true_dim"] = padded_head_dim(a.head_dim), a.head_dim
+        record["window"], record["scale"] = a.window, a.scale
         record["rope_index"] = self.ropes.index((a.rope, a.head_dim))
         record["activation"] = _ACTIVATIONS[layer.mlp.activation]
         if isinstance(layer.mlp, MoePlan):
@@ -82,10 +93,13 @@ class Weights:
                 if expert == 0:
                     record[name] = matrix
                 elif matrix["code"] != record[name]["code"]:
-                    raise ValueError(
+                    raise UnsupportedError(
                         f"{prefix}experts.{expert}.{name} has another format than expert 0's"
                     )
                 table[expert, column] = matrix["tiles"]
+        # Gathered activations are either values or codes, for both.
+        if (record["gate"]["code"] > _FP8) != (record["up"]["code"] > _FP8):
+            raise UnsupportedError(f"{prefix}experts: gate and up mix float and integer formats")
         self._keep.append(table)
         record["experts"] = table.ctypes.data
         record["n_experts"], record["n_used"] = moe.n_experts, moe.n_experts_used

@@ -39,6 +39,9 @@ JIT = {"nogil": True, "error_model": "numpy"}
 
 SILU, GELU_TANH = 0, 1
 
+# A scale whose reciprocal would be infinite: its block is zero.
+TINY = np.float32(1e-38)
+
 
 @njit(**JIT)
 def rms_norm(x: Any, weight: Any, n: Any, eps: Any, out: Any) -> None:
@@ -55,9 +58,12 @@ def rms_norm(x: Any, weight: Any, n: Any, eps: Any, out: Any) -> None:
 
 @njit(**JIT)
 def add_into(x: Any, y: Any, n: Any) -> None:
-    """x += y."""
-    for i in range(0, 4 * n, 64):
+    """x += y, of any length."""
+    whole = 4 * (n & ~15)
+    for i in range(0, whole, 64):
         store_f32(x + i, add(load_f32(x + i), load_f32(y + i)))
+    for i in range(whole, 4 * n, 4):
+        store_scalar_f32(x + i, load_scalar_f32(x + i) + load_scalar_f32(y + i))
 
 
 @njit(**JIT)
@@ -91,7 +97,7 @@ def quantize(x: Any, n: Any, xq: Any, xs: Any, xsum: Any) -> None:
         low, high = load_f32(p), load_f32(p + 64)
         top = reduce_max(maximum(absolute(low), absolute(high)))
         scale = top / np.float32(127)
-        inverse = splat_f32(np.float32(1) / scale if scale > 0 else np.float32(0))
+        inverse = splat_f32(np.float32(1) / scale if scale > TINY else np.float32(0))
         c0, c1 = round_to_i32(mul(low, inverse)), round_to_i32(mul(high, inverse))
         store_as_i8(xq + 32 * b, c0)
         store_as_i8(xq + 32 * b + 16, c1)
@@ -113,6 +119,38 @@ def rope(x: Any, cos: Any, sin: Any, head_dim: Any, scale: Any) -> None:
         c, d = load_f32(cos + i), load_f32(sin + i)
         store_f32(x + i, mul(s, sub(mul(a, c), mul(b, d))))
         store_f32(x + half + i, mul(s, fma(b, c, mul(a, d))))
+
+
+@njit(**JIT)
+def spread_head(x: Any, weight: Any, n: Any, eps: Any, head_dim: Any, out: Any) -> None:
+    """Norm a head of n dimensions (weight 0: no norm) and widen it to head_dim.
+
+    Each half of x goes to the front of a half of out, so that RoPE pairs stay pairs; the rest of
+    out is 0 and adds nothing to a product.
+    """
+    r = np.float32(1)
+    if weight != 0:
+        total = np.float32(0)
+        for i in range(n):
+            total += load_scalar_f32(x + 4 * i) * load_scalar_f32(x + 4 * i)
+        r = np.float32(1) / np.float32(math.sqrt(total / np.float32(n) + np.float32(eps)))
+    for i in range(0, 4 * head_dim, 64):
+        store_f32(out + i, splat_f32(np.float32(0)))
+    for i in range(n):
+        value = load_scalar_f32(x + 4 * i) * r
+        if weight != 0:
+            value *= load_scalar_f32(weight + 4 * i)
+        at = i if i < n // 2 else head_dim // 2 + i - n // 2
+        store_scalar_f32(out + 4 * at, value)
+
+
+@njit(**JIT)
+def widen_head(x: Any, n: Any, head_dim: Any, out: Any) -> None:
+    """Copy a head of n dimensions to the front of head_dim, zeros behind it."""
+    for i in range(0, 4 * head_dim, 64):
+        store_f32(out + i, splat_f32(np.float32(0)))
+    for i in range(n):
+        store_scalar_f32(out + 4 * i, load_scalar_f32(x + 4 * i))
 
 
 @njit(**JIT)

@@ -10,7 +10,13 @@ from typing import Any
 from numba import carray, cfunc, njit, types
 
 from . import elementwise as ew
-from .layer_attention import attend_block, attend_token, rotate_and_append, share
+from .layer_attention import (
+    attend_block,
+    attend_token,
+    rotate_and_append,
+    row_bytes,
+    share,
+)
 from .layer_mlp import dense_mlp, expert_mlp, matmul
 from .params import CALL, LAYER
 from .simd import load_scalar_i64
@@ -29,7 +35,7 @@ def _add_bias(bias: Any, m: Any, n_tokens: Any, out: Any, thread: Any, n: Any) -
         g0, g1 = share((m.rows + 15) >> 4, thread, n)
         count = min(16 * g1, m.rows) - 16 * g0
         for t in range(n_tokens):
-            ew.add_into(out + 4 * m.rows * t + 64 * g0, bias + 64 * g0, count)
+            ew.add_into(out + row_bytes(m) * t + 64 * g0, bias + 64 * g0, count)
 
 
 @njit(**JIT)
@@ -88,12 +94,15 @@ def forward(thread: Any, n: Any, params: Any) -> None:
         if thread == 0:
             atomic_store(c.next_item, 0)
         phase = barrier(c.barrier, n, phase)
-        matmul(layer.q, c.normed, t, c.q, thread, n)
-        matmul(layer.k, c.normed, t, c.k, thread, n)
-        matmul(layer.v, c.normed, t, c.v, thread, n)
-        _add_bias(layer.q_bias, layer.q, t, c.q, thread, n)
-        _add_bias(layer.k_bias, layer.k, t, c.k, thread, n)
-        _add_bias(layer.v_bias, layer.v, t, c.v, thread, n)
+        q, k, v = c.q, c.k, c.v
+        if layer.true_dim != layer.head_dim:
+            q, k, v = c.raw_q, c.raw_k, c.raw_v
+        matmul(layer.q, c.normed, t, q, thread, n)
+        matmul(layer.k, c.normed, t, k, thread, n)
+        matmul(layer.v, c.normed, t, v, thread, n)
+        _add_bias(layer.q_bias, layer.q, t, q, thread, n)
+        _add_bias(layer.k_bias, layer.k, t, k, thread, n)
+        _add_bias(layer.v_bias, layer.v, t, v, thread, n)
         phase = barrier(c.barrier, n, phase)
         rotate_and_append(c, layer, thread, n, private)
         phase = barrier(c.barrier, n, phase)

@@ -2,7 +2,8 @@
 
 A single token is cut over KV heads and spans of 256 tokens, a block of tokens over KV heads and
 tiles of query tokens. Neither cut depends on the number of threads, and both run the same row
-arithmetic in the same order (kernels/cpu/attention.py).
+arithmetic in the same order (kernels/cpu/attention.py). Kernels take heads of whole 32 dimensions:
+a model whose heads are not so has them widened with zeros on the way in and cut on the way out.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ from numba import carray, njit
 from . import attention as att
 from . import elementwise as ew
 from . import routing, sketch
-from .simd import store_scalar_i64
+from .simd import load_scalar_f32, store_scalar_f32, store_scalar_i64
 from .sync import as_pointer, atomic_add, barrier
 
 JIT = {"nogil": True, "error_model": "numpy"}
@@ -29,6 +30,23 @@ def share(n: Any, thread: Any, n_threads: Any) -> Any:
 
 
 @njit(**JIT)
+def row_bytes(m: Any) -> Any:
+    """Bytes between the rows of a product with matrix m: its rows rounded up to 16."""
+    return 64 * ((m.rows + 15) >> 4)
+
+
+@njit(**JIT)
+def _finish_head(layer: Any, total: Any, out: Any) -> None:
+    """The attention output of a head, in the model's own width; total is overwritten."""
+    if layer.true_dim == layer.head_dim:
+        att.finish(total, layer.head_dim, out)
+        return
+    att.finish(total, layer.head_dim, total + 4 * att.PARTIAL_HEAD)
+    for i in range(0, 4 * layer.true_dim, 4):
+        store_scalar_f32(out + i, load_scalar_f32(total + 4 * att.PARTIAL_HEAD + i))
+
+
+@njit(**JIT)
 def rotate_and_append(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> None:
     """Norm, rotate and scale the query heads; norm, rotate, sketch and store keys; store values."""
     d = layer.head_dim
@@ -37,7 +55,10 @@ def rotate_and_append(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> 
     i0, i1 = share(c.n_tokens * layer.n_heads, thread, n)
     for i in range(i0, i1):
         q, t = c.q + 4 * d * i, i // layer.n_heads
-        if layer.q_norm != 0:
+        if layer.true_dim != d:
+            source = c.raw_q + t * row_bytes(layer.q) + 4 * layer.true_dim * (i % layer.n_heads)
+            ew.spread_head(source, layer.q_norm, layer.true_dim, c.eps, d, q)
+        elif layer.q_norm != 0:
             ew.rms_norm(q, layer.q_norm, d, c.eps, q)
         ew.rope(q, cos + t * c.half_bytes, sin + t * c.half_bytes, d, layer.scale)
     # One item is a KV head of a chunk, so that a page is written by one thread.
@@ -49,11 +70,15 @@ def rotate_and_append(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> 
         for position in range(max(start, c.position), min(start + att.CHUNK_TOKENS, end)):
             t = position - c.position
             at = 4 * d * (t * layer.n_kv_heads + h)
-            k = c.k + at
-            if layer.k_norm != 0:
+            k, v = c.k + at, c.v + at
+            if layer.true_dim != d:
+                source = t * row_bytes(layer.k) + 4 * layer.true_dim * h
+                ew.spread_head(c.raw_k + source, layer.k_norm, layer.true_dim, c.eps, d, k)
+                ew.widen_head(c.raw_v + source, layer.true_dim, d, v)
+            elif layer.k_norm != 0:
                 ew.rms_norm(k, layer.k_norm, d, c.eps, k)
             ew.rope(k, cos + t * c.half_bytes, sin + t * c.half_bytes, d, 1.0)
-            att.append(layer.pages, position, h, d, k, c.v + at)
+            att.append(layer.pages, position, h, d, k, v)
             if layer.sketches != 0:
                 block = layer.sketches + h * layer.head_bytes
                 block += (position >> 4) * sketch.block_bytes(d)
@@ -120,7 +145,7 @@ def attend_token(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: A
         phase = _route(c, layer, thread, n, phase, private)
         n_groups = n_routed
     n_spans = (n_groups + att.SPAN_GROUPS - 1) // att.SPAN_GROUPS - first_span
-    row_bytes = 4 * (att.PARTIAL_HEAD + d)
+    row_size = 4 * (att.PARTIAL_HEAD + d)
     padded = (rows + 3) // 4 * 4
     i0, i1 = share(layer.n_kv_heads * n_spans, thread, n)
     for item in range(i0, i1):
@@ -149,8 +174,8 @@ def attend_token(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: A
                 high,
                 high,
                 private,
-                c.partials + (item * padded + r) * row_bytes,
-                row_bytes,
+                c.partials + (item * padded + r) * row_size,
+                row_size,
             )
     phase = barrier(c.barrier, n, phase)
     for h in range(thread, layer.n_heads, n):
@@ -158,10 +183,12 @@ def attend_token(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: A
         att.clear_partial(private, d)
         for span in range(n_spans):
             item = kv * n_spans + span
-            att.merge(private, c.partials + (item * padded + r) * row_bytes, d)
-        att.finish(private, d, c.mixed.values + 4 * d * h)
+            att.merge(private, c.partials + (item * padded + r) * row_size, d)
+        _finish_head(layer, private, c.mixed.values + 4 * layer.true_dim * h)
     if thread == 0:
-        atomic_add(c.attended, min(high - low, n_groups * att.GROUP_TOKENS))
+        # The last group is the one being filled.
+        read = (n_groups - 1) * att.GROUP_TOKENS + (c.position & 15) + 1
+        atomic_add(c.attended, min(high - low, read))
     return barrier(c.barrier, n, phase)
 
 
@@ -171,10 +198,10 @@ def attend_block(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: A
     d = layer.head_dim
     rows = layer.n_heads // layer.n_kv_heads
     n_tiles = (c.n_tokens + TILE_TOKENS - 1) // TILE_TOKENS
-    row_bytes = 4 * (att.PARTIAL_HEAD + d)
+    row_size = 4 * (att.PARTIAL_HEAD + d)
     q_row = 4 * d * layer.n_heads
     scores, partial = private, private + 16 * att.SPAN_TOKENS
-    totals = partial + 4 * row_bytes
+    totals = partial + 4 * row_size
     while True:
         item = atomic_add(c.next_item, 1)
         if item >= layer.n_kv_heads * n_tiles:
@@ -184,7 +211,7 @@ def attend_block(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: A
         t0 = tile * TILE_TOKENS
         n_rows = (min(c.n_tokens, t0 + TILE_TOKENS) - t0) * rows
         for r in range(n_rows):
-            att.clear_partial(totals + r * row_bytes, d)
+            att.clear_partial(totals + r * row_size, d)
         low = 0
         if layer.window > 0:
             low = max(0, c.position + t0 + 1 - layer.window)
@@ -222,12 +249,13 @@ def attend_block(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: A
                     h3,
                     scores,
                     partial,
-                    row_bytes,
+                    row_size,
                 )
                 for i in range(min(4, n_rows - r)):
-                    att.merge(totals + (r + i) * row_bytes, partial + i * row_bytes, d)
-        out = c.mixed.values + q_row * t0 + 4 * d * rows * h
+                    att.merge(totals + (r + i) * row_size, partial + i * row_size, d)
+        true, out_row = layer.true_dim, 4 * layer.true_dim * layer.n_heads
+        out = c.mixed.values + out_row * t0 + 4 * true * rows * h
         for r in range(n_rows):
-            at = out + (r // rows) * q_row + 4 * d * (r % rows)
-            att.finish(totals + r * row_bytes, d, at)
+            at = out + (r // rows) * out_row + 4 * true * (r % rows)
+            _finish_head(layer, totals + r * row_size, at)
     return barrier(c.barrier, n, phase)

@@ -26,7 +26,8 @@ LAYER = np.dtype(
     # float32 vectors, 0 where the layer has none
     + _fields(_I, "attn_norm mlp_norm post_attn_norm post_mlp_norm q_norm k_norm")
     + _fields(_I, "q_bias k_bias v_bias o_bias")
-    + _fields(_I, "n_heads n_kv_heads head_dim window rope_index activation")
+    # head_dim is rounded up to 32 (kernels/cpu/layer_attention.py), true_dim the model's own
+    + _fields(_I, "n_heads n_kv_heads head_dim true_dim window rope_index activation")
     # experts: int64 [n_experts][3] tile addresses (gate, up, down); n_experts 0: dense
     + _fields(_I, "experts n_experts n_used norm_topk")
     # pages: int64 page address by chunk; sketches: of the keys, head_bytes apart per KV head
@@ -50,7 +51,8 @@ CALL = np.dtype(
     # attended: int64 count of tokens read, summed over layers
     + _fields(_I, "n_select n_sinks n_window attended")
     # float32 buffers: residual [T, hidden], projections, router logits [T, E16], up [T, F]
-    + _fields(_I, "residual q k v proj up router_logits")
+    # raw_q, raw_k, raw_v: heads as the model has them, where they are not of whole 32 dimensions
+    + _fields(_I, "residual q k v raw_q raw_k raw_v proj up router_logits")
     # expert choice: int32 [T, used], float32 [T, used], int32 [E + 1] starts, int32 [T * used]
     + _fields(_I, "chosen weights starts order")
     # routing scratch: sketched queries, float32 rows of score_bytes, int32 rows of group_bytes,

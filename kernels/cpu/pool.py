@@ -83,13 +83,15 @@ class WorkerPool:
         self._mailbox = (self._memory.ctypes.data + 63) // 64 * 64
         self._closed = False
         self._threads = [
-            threading.Thread(
-                target=_serve, args=(self._mailbox, i, n_threads), name=f"hga-{i}", daemon=True
-            )
+            threading.Thread(target=self._work, args=(i,), name=f"hga-{i}", daemon=True)
             for i in range(1, n_threads)
         ]
         for thread in self._threads:
             thread.start()
+
+    def _work(self, thread: int) -> None:
+        # A method, so that workers that nobody stopped keep the mailbox alive.
+        _serve(self._mailbox, thread, self.n_threads)
 
     def run(self, kernel: int, params: int) -> None:
         """Run the kernel at an address on every thread and wait for all of them."""

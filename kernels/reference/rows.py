@@ -28,8 +28,9 @@ def quantize(x: F32) -> tuple[NDArray[np.int8], F32, NDArray[np.int32]]:
     """Codes int8 [..., n], scales float32 [..., n/32], sums int32 [..., n/16] of the codes."""
     blocks = x.reshape(*x.shape[:-1], -1, 32)
     scales = (np.abs(blocks).max(-1) / np.float32(127)).astype(np.float32)
-    with np.errstate(divide="ignore"):
-        inverse = np.where(scales > 0, np.float32(1) / scales, np.float32(0))
+    with np.errstate(divide="ignore", over="ignore"):
+        # The reciprocal of a smaller scale would be infinite: such a block is zero.
+        inverse = np.where(scales > 1e-38, np.float32(1) / scales, np.float32(0))
     codes = np.rint(blocks * inverse[..., None].astype(np.float32)).astype(np.int8)
     sums = codes.reshape(*x.shape[:-1], -1, 16).sum(-1, dtype=np.int32)
     return codes.reshape(x.shape), scales, sums

@@ -9,7 +9,7 @@ from numba import carray, cfunc, njit, types
 
 from hga.kernels.cpu import attention as att
 from hga.kernels.cpu import elementwise as ew
-from hga.kernels.cpu import routing, simd, simd_bytes, simd_half, tiles
+from hga.kernels.cpu import routing, simd, simd_bytes, simd_half, sketch, tiles
 from hga.kernels.cpu.sync import as_pointer, atomic_add, atomic_load, atomic_store, barrier
 from hga.kernels.formats import FORMATS
 
@@ -18,7 +18,7 @@ CANARY = np.float32(12345.0)
 
 
 def at(array):
-    """Address of the first element."""
+    """Address of the first element; the caller keeps the array alive."""
     assert array.flags.c_contiguous
     return array.ctypes.data
 
@@ -153,7 +153,8 @@ def _top_experts(logits, n_experts, n_used, norm_topk, chosen, weights):
 
 def top_experts(logits, n_used, norm_topk):
     chosen, weights = np.zeros(n_used, np.int32), np.zeros(n_used, np.float32)
-    _top_experts(at(logits.copy()), len(logits), n_used, int(norm_topk), at(chosen), at(weights))
+    logits = logits.copy()
+    _top_experts(at(logits), len(logits), n_used, int(norm_topk), at(chosen), at(weights))
     return chosen, weights
 
 
@@ -246,7 +247,7 @@ def exp(x):
     return out
 
 
-# --- attention and routing ------------------------------------------------------------------------
+# --- attention ------------------------------------------------------------------------------------
 
 
 @njit(**JIT)
@@ -348,48 +349,99 @@ def finish(total):
     return out
 
 
-@njit(**JIT)
-def _close_group(pages, group, head, head_dim, means, head_bytes):
-    routing.close_group(pages, group, head, head_dim, means, head_bytes)
-
-
-def close_groups(pages):
-    """float16 [G, blocks, D, 16]: the summaries of all full groups, NaN where there is none."""
-    n_groups = pages.n_tokens // 16
-    means = np.full(
-        (pages.kv_heads, -(-n_groups // 16) or 1, pages.head_dim, 16), np.nan, np.float16
-    )
-    for head in range(pages.kv_heads):
-        for group in range(n_groups):
-            _close_group(pages.address, group, head, pages.head_dim, at(means), means.strides[0])
-    return means
+# --- sketches and routing -------------------------------------------------------------------------
 
 
 @njit(**JIT)
-def _score_block(means, block, head_dim, q, n_rows, out, out_row, spare):
-    routing.score_block(means, block, head_dim, q, n_rows, out, out_row, spare)
+def _log(x, n, out):
+    for i in range(0, n, 16):
+        simd.store_f32(out + 4 * i, simd.log(simd.load_f32(x + 4 * i)))
 
 
-def score_groups(means, q):
-    """float32 [rows, groups] of means [blocks, D, 16] and q [rows, D]."""
-    n_rows, head_dim = q.shape
-    out = np.full((n_rows + 1, 16 * len(means)), CANARY, np.float32)
-    spare = np.zeros(64, np.float32)
-    for block in range(len(means)):
-        _score_block(at(means), block, head_dim, at(q), n_rows, at(out), out.strides[0], at(spare))
-    assert (out[-1] == CANARY).all(), "written past the last row"
+def log(x):
+    out = np.zeros_like(x)
+    _log(at(x), len(x), at(out))
+    return out
+
+
+@njit(**JIT)
+def _rotate(x, head_dim, out):
+    sketch.rotate(x, head_dim, out)
+
+
+def rotate(x):
+    out = np.full(len(x) + 16, CANARY, np.float32)
+    _rotate(at(x), len(x), at(out))
+    assert (out[len(x) :] == CANARY).all(), "written past the head"
+    return out[: len(x)]
+
+
+@njit(**JIT)
+def _write_key(block, token, y, head_dim):
+    sketch.write_key(block, token, y, head_dim)
+
+
+def sketch_bytes(head_dim):
+    return 4 * head_dim + 32
+
+
+def sketch_keys(k):
+    """uint8 [G, groups, block bytes] of keys [S, G, D], 0xFF where nothing was written; groups
+    are rounded up to 16."""
+    n_tokens, n_heads, d = k.shape
+    blocks = np.full((n_heads, -(-n_tokens // 256) * 16, sketch_bytes(d)), 255, np.uint8)
+    for head in range(n_heads):
+        for token in range(n_tokens):
+            y = rotate(np.ascontiguousarray(k[token, head]))
+            _write_key(at(blocks[head, token // 16]), token % 16, at(y), d)
+    return blocks
+
+
+@njit(**JIT)
+def _write_query(y, head_dim, out):
+    sketch.write_query(y, head_dim, out)
+
+
+def sketch_queries(q):
+    """uint8 [H, D + 64] of queries [H, D]: codes, then scale and 1.5 times the sum of codes."""
+    out = np.full((len(q), q.shape[1] + 64), 255, np.uint8)
+    for row, x in zip(out, q, strict=True):
+        y = rotate(np.ascontiguousarray(x))
+        _write_query(at(y), len(y), at(row))
+    assert (out[:, q.shape[1] + 8 :] == 255).all(), "written past the query"
+    return out
+
+
+@njit(**JIT)
+def _score_groups(blocks, first, n_tokens, d, q, q_step, n_rows, out, out_row, spare):
+    sketch.score_groups(blocks, first, n_tokens, d, q, q_step, n_rows, out, out_row, spare)
+
+
+def log_masses(blocks, n_tokens, queries):
+    """float32 [rows, groups] of the blocks [groups, bytes] of one KV head and its queries."""
+    n_rows, d = len(queries), queries.shape[1] - 64
+    out = np.full((n_rows + 1, len(blocks)), CANARY, np.float32)
+    spare = np.full(129, CANARY, np.float32)
+    for first in range(0, len(blocks), 16):
+        _score_groups(
+            at(blocks), first, n_tokens, d, at(queries), queries.strides[0], n_rows,
+            at(out), out.strides[0], at(spare),
+        )  # fmt: skip
+    assert (out[-1] == CANARY).all() and spare[-1] == CANARY, "written past the end"
     return out[:-1]
 
 
 @njit(**JIT)
-def _pool_shares(scores, row_bytes, n_rows, first, last, pooled):
-    routing.pool_shares(scores, row_bytes, n_rows, first, last, pooled)
+def _pool_shares(scores, row_bytes, n_rows, n_groups, pooled):
+    routing.pool_shares(scores, row_bytes, n_rows, n_groups, pooled)
 
 
-def pool_shares(scores, first, last):
-    scores, pooled = scores.copy(), np.zeros(max(0, last - first), np.float32)
-    _pool_shares(at(scores), scores.strides[0], len(scores), first, last, pooled)
-    return pooled
+def pool_shares(masses, n_groups):
+    """float32 [groups] of log masses [rows, groups rounded up to 16]."""
+    scores, pooled = masses.copy(), np.full(masses.shape[1] + 1, CANARY, np.float32)
+    _pool_shares(at(scores), scores.strides[0], len(scores), n_groups, at(pooled))
+    assert pooled[-1] == CANARY, "written past the end"
+    return pooled[:n_groups]
 
 
 @njit(**JIT)
@@ -397,7 +449,9 @@ def _select_groups(pooled, spare, first, last, n_select, n_groups, out):
     return routing.select_groups(pooled, spare, first, last, n_select, n_groups, out)
 
 
-def select_groups(pooled, first, last, n_select, n_groups):
+def select_groups(pooled, first, last, n_select):
+    """The groups read, of shares [groups]."""
+    n_groups = len(pooled)
     out = np.full(n_groups + 1, -1, np.int32)
     spare = np.zeros_like(pooled)
     count = _select_groups(pooled, spare, first, last, n_select, n_groups, at(out))

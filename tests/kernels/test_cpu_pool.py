@@ -1,9 +1,11 @@
 """Worker threads: kernels meet, workers sleep and wake, and nothing burns when idle."""
 
 import contextlib
+import gc
 import signal
 import threading
 import time
+import weakref
 from types import ModuleType
 
 import numpy as np
@@ -46,14 +48,14 @@ def test_many_small_kernels(cpu: ModuleType, pools, n_threads: int, n_kernels: i
     assert meeting.block[2] == n_kernels
 
 
-def test_workers_wake_from_a_long_sleep(cpu: ModuleType, pools) -> None:
-    meeting = Meeting(3)
-    with pools(3) as pool:
+def test_workers_wake_from_a_nap(cpu: ModuleType, pools) -> None:
+    meeting = Meeting(2)
+    with pools(2) as pool:
         for i in range(5):
-            meeting.hold(pool, cpu.meet.address, i)
             time.sleep(0.05)
-            assert pool._sleeping == 2
+            start = time.perf_counter()
             meeting.hold(pool, cpu.meet.address, i)
+            assert time.perf_counter() - start < 1
 
 
 def test_an_idle_pool_burns_nothing(cpu: ModuleType, pools) -> None:
@@ -91,6 +93,17 @@ def test_many_pools(cpu: ModuleType, pools) -> None:
     for i in range(30):
         with pools(1 + i % 4) as pool:
             Meeting(1 + i % 4).hold(pool, cpu.meet.address, i)
+
+
+def test_a_pool_that_nobody_closed_keeps_its_mailbox(cpu: ModuleType, pools) -> None:
+    """Its workers look into the mailbox as long as they live."""
+    pool = pools(2)
+    Meeting(2).hold(pool, cpu.meet.address, 1)
+    forgotten = weakref.ref(pool)
+    del pool
+    gc.collect()
+    assert forgotten() is not None
+    forgotten().close()
 
 
 @pytest.mark.parametrize("n_threads", [0, -1])

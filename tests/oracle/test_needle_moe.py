@@ -78,7 +78,10 @@ def haystack(engine: Engine, text: str, n_tokens: int) -> tuple[list[int], str]:
     """A prompt of n_tokens that hides a code at a tenth of its length and asks for it at the end;
     and the answer."""
     encode = engine.tokenizer.encode
-    needle, question = f"\n{CODE} 48213.\n", f"\nWhat is the secret code of the silver anchor? {CODE}"
+    needle, question = (
+        f"\n{CODE} 48213.\n",
+        f"\nWhat is the secret code of the silver anchor? {CODE}",
+    )
     room = n_tokens - len(encode(needle)) - len(encode(question))
     prose = encode(text)[:room]
     assert len(prose) == room
@@ -90,9 +93,7 @@ def haystack(engine: Engine, text: str, n_tokens: int) -> tuple[list[int], str]:
     "n_tokens",
     [4096, pytest.param(65472, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
 )
-def test_dense_attention_finds_the_needle(
-    engine: Engine, shared_dir: Path, n_tokens: int
-) -> None:
+def test_dense_attention_finds_the_needle(engine: Engine, shared_dir: Path, n_tokens: int) -> None:
     text = (shared_dir / "texts" / "moby-dick.txt").read_text()
     ids, answer = haystack(engine, text, n_tokens)
     expected = engine.tokenizer.encode(answer)

@@ -1,0 +1,60 @@
+"""Byte sizes and offsets: records tile a page, pages tile a chunk."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hga.kvstore.geometry import Geometry, LayerShape, n_chunks
+
+SHAPES = st.lists(
+    st.builds(
+        LayerShape,
+        n_kv_heads=st.integers(1, 8),
+        head_dim=st.sampled_from([32, 64, 96, 128, 256]),
+        routed=st.booleans(),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def test_sizes_of_a_known_model() -> None:
+    """Qwen3-30B-A3B: 4 KV heads of 128."""
+    geometry = Geometry((LayerShape(4, 128, routed=True),) * 48)
+    assert geometry.record_bytes(0) == 8 << 10
+    assert geometry.page_bytes(0) == 4 * 4 * 8 << 10
+    assert geometry.chunk_bytes == 48 * 128 << 10
+    # Two bits a dimension and a float16 scale: 34 bytes per key and KV head.
+    assert geometry.sketch_bytes(65536) == 48 * 4 * 65536 * 34
+
+
+@given(shapes=SHAPES)
+def test_records_tile_the_pages_and_pages_the_chunk(shapes: list[LayerShape]) -> None:
+    geometry = Geometry(tuple(shapes))
+    spans = []
+    for layer, shape in enumerate(shapes):
+        for head in range(shape.n_kv_heads):
+            for group in range(4):
+                start = geometry.page_offset(layer) + geometry.record_offset(layer, head, group)
+                spans.append((start, start + geometry.record_bytes(layer)))
+    ends = [0, *(end for _, end in spans)]
+    assert [start for start, _ in spans] == ends[:-1], "in order, without gaps"
+    assert ends[-1] == geometry.chunk_bytes
+
+
+@given(shapes=SHAPES, n_tokens=st.integers(1, 5000))
+def test_sketches_come_in_whole_blocks(shapes: list[LayerShape], n_tokens: int) -> None:
+    geometry = Geometry(tuple(shapes))
+    for layer, shape in enumerate(shapes):
+        per_key = shape.head_dim // 4 + 2
+        size = geometry.sketch_head_bytes(layer, n_tokens)
+        assert size % (256 * per_key) == 0
+        assert n_tokens * per_key <= size < (n_tokens + 256) * per_key
+    routed = [i for i, shape in enumerate(shapes) if shape.routed]
+    expected = sum(shapes[i].n_kv_heads * geometry.sketch_head_bytes(i, n_tokens) for i in routed)
+    assert geometry.sketch_bytes(n_tokens) == expected
+
+
+@pytest.mark.parametrize(("tokens", "chunks"), [(0, 0), (1, 1), (64, 1), (65, 2), (1 << 20, 16384)])
+def test_chunks(tokens: int, chunks: int) -> None:
+    assert n_chunks(tokens) == chunks

@@ -1,0 +1,25 @@
+"""The memory bill."""
+
+import pytest
+
+from hga.runtime.budget import BillLine, BudgetError, check, total
+
+BILL = (BillLine("weights", 300 << 20), BillLine("keys and values", 50 << 20))
+
+
+def test_total() -> None:
+    assert total(BILL) == 350 << 20 and total(()) == 0
+
+
+@pytest.mark.parametrize("mem", [None, 350 << 20, 1 << 40])
+def test_enough(mem: int | None) -> None:
+    check(BILL, mem)
+
+
+def test_too_little_names_every_line_and_the_flags() -> None:
+    with pytest.raises(BudgetError) as caught:
+        check(BILL, (350 << 20) - 1)
+    text = str(caught.value)
+    assert isinstance(caught.value, MemoryError)
+    assert "350 MiB are needed, --mem allows 350 MiB" in text
+    assert "weights 300 MiB, keys and values 50 MiB" in text and "--ctx" in text

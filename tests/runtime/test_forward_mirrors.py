@@ -1,0 +1,61 @@
+"""Constants that two modules hold, because one must not import the other before a kernel target is
+chosen: they agree."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hga.kernels import ops
+from hga.kernels.formats import FORMATS
+from hga.kvstore import geometry
+from hga.runtime import forward, weights
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels(kernel_cache: Path) -> None:
+    """Kernel modules may only be imported once their target is chosen."""
+    ops.open_cpu(kernel_cache / "kernels", 1).close()
+
+
+def test_forward_pass() -> None:
+    from hga.kernels.cpu import attention, layer_attention, layer_mlp
+
+    assert forward._SPAN_TOKENS == attention.SPAN_TOKENS
+    assert forward._PARTIAL_HEAD == attention.PARTIAL_HEAD
+    assert forward._TILE_TOKENS == layer_attention.TILE_TOKENS
+    assert forward._GATHER_TOKENS == layer_mlp.GATHER_TOKENS
+
+
+def test_geometry() -> None:
+    from hga.kernels.cpu import attention, sketch
+
+    assert geometry.CHUNK_TOKENS == attention.CHUNK_TOKENS
+    assert geometry.GROUP_TOKENS == attention.GROUP_TOKENS
+    shape = geometry.Geometry((geometry.LayerShape(1, 96, routed=True),))
+    blocks = geometry.GROUPS_PER_BLOCK
+    assert shape.sketch_head_bytes(0, 1) == blocks * sketch.block_bytes(96)
+
+
+def test_weights() -> None:
+    from hga.kernels.cpu import elementwise, sketch, tiles
+
+    assert weights._MAX_HEAD_DIM == sketch.MAX_HEAD_DIM == len(sketch.SIGNS)
+    assert weights._ACTIVATIONS == {"silu": elementwise.SILU, "gelu_tanh": elementwise.GELU_TANH}
+    for name, fmt in FORMATS.items():
+        if fmt.step:
+            assert getattr(tiles, name.upper()) == fmt.code
+    assert weights._FP8 == tiles.FP8
+
+
+def test_parameter_blocks_are_words() -> None:
+    from hga.kernels.cpu import params
+
+    def words(kind: np.dtype) -> int:
+        if kind.fields is None:
+            assert kind.itemsize == 8
+            return 1
+        return sum(words(field[0]) for field in kind.fields.values())
+
+    for block in (params.CALL, params.LAYER, params.MATRIX, params.ROWS):
+        assert block.itemsize == 8 * words(block), "no padding between fields"
