@@ -19,7 +19,7 @@ def attend(q: F32, k: F32, v: F32, visible: NDArray[np.bool_]) -> F32:
     scores = np.where(mask, scores, -np.inf)
     p = np.exp(scores - scores.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
-    return np.einsum("ths,shd->thd", p, values).astype(np.float32)
+    return np.asarray(np.einsum("ths,shd->thd", p, values), np.float32)
 
 
 def causal(position: int, n_tokens: int, window: int) -> NDArray[np.bool_]:

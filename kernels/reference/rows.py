@@ -9,19 +9,19 @@ F32 = NDArray[np.float32]
 def rms_norm(x: F32, weight: F32, eps: float) -> F32:
     """x [..., n] / sqrt(mean(x^2) + eps) * weight [n]."""
     mean = np.mean(np.square(x, dtype=np.float64), -1, keepdims=True)
-    return (x / np.sqrt(mean + eps) * weight).astype(np.float32)
+    return np.asarray(x / np.sqrt(mean + eps) * weight, np.float32)
 
 
 def silu(x: F32) -> F32:
     """x / (1 + e^-x)."""
-    return (x / (1 + np.exp(-np.clip(x.astype(np.float64), -700, 700)))).astype(np.float32)
+    return np.asarray(x / (1 + np.exp(-np.clip(x.astype(np.float64), -700, 700))), np.float32)
 
 
 def gelu_tanh(x: F32) -> F32:
     """GELU by its tanh approximation (Gemma)."""
     y = x.astype(np.float64)
     u = np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)
-    return (0.5 * y * (1 + np.tanh(u))).astype(np.float32)
+    return np.asarray(0.5 * y * (1 + np.tanh(u)), np.float32)
 
 
 def quantize(x: F32) -> tuple[NDArray[np.int8], F32, NDArray[np.int32]]:

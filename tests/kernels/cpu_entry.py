@@ -88,9 +88,10 @@ def _add_into(x, y, n):
 
 
 def add_into(x, y):
-    out = x.copy()
+    out = np.append(x, np.full(16, CANARY))
     _add_into(at(out), at(y), len(x))
-    return out
+    assert (out[len(x) :] == CANARY).all(), "written past the end"
+    return out[: len(x)]
 
 
 @njit(**JIT)
@@ -144,6 +145,30 @@ def rope(x, cos, sin, scale):
     _rope(at(out), at(cos), at(sin), len(x), float(scale))
     assert (out[len(x) :] == CANARY).all(), "written past the head"
     return out[: len(x)]
+
+
+@njit(**JIT)
+def _spread_head(x, weight, n, eps, head_dim, out):
+    ew.spread_head(x, weight, n, eps, head_dim, out)
+
+
+def spread_head(x, weight, eps, head_dim):
+    out = np.full(head_dim + 16, CANARY, np.float32)
+    _spread_head(at(x), 0 if weight is None else at(weight), len(x), eps, head_dim, at(out))
+    assert (out[head_dim:] == CANARY).all(), "written past the head"
+    return out[:head_dim]
+
+
+@njit(**JIT)
+def _widen_head(x, n, head_dim, out):
+    ew.widen_head(x, n, head_dim, out)
+
+
+def widen_head(x, head_dim):
+    out = np.full(head_dim + 16, CANARY, np.float32)
+    _widen_head(at(x), len(x), head_dim, at(out))
+    assert (out[head_dim:] == CANARY).all(), "written past the head"
+    return out[:head_dim]
 
 
 @njit(**JIT)

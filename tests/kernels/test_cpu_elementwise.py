@@ -33,7 +33,8 @@ def test_rms_norm_of_zeros_is_zero(cpu: ModuleType) -> None:
 
 def test_sums(cpu: ModuleType) -> None:
     x, y = normal(160, 1), normal(160, 2)
-    np.testing.assert_array_equal(cpu.add_into(x, y), x + y)
+    for n in (1, 15, 16, 17, 160):
+        np.testing.assert_array_equal(cpu.add_into(x[:n].copy(), y[:n].copy()), x[:n] + y[:n])
     expected = x + 0.3 * y.astype(np.float64)
     assert cases.error(cpu.add_scaled(x, y, 0.3), expected) <= 1e-6
 
@@ -69,6 +70,20 @@ def test_rope(cpu: ModuleType, head_dim: int) -> None:
     cos, sin = np.cos(angles), np.sin(angles)
     expected = rows.rope(x, cos, sin) * np.float32(0.125)
     assert cases.error(cpu.rope(x, cos, sin, 0.125), expected) <= TOLERANCE["rope"]
+
+
+@pytest.mark.parametrize(("n", "head_dim"), [(2, 32), (16, 32), (48, 64), (80, 96), (64, 64)])
+def test_heads_are_widened_with_zeros(cpu: ModuleType, n: int, head_dim: int) -> None:
+    x, weight = normal(n, 1), normal(n, 2)
+    wide = cpu.widen_head(x, head_dim)
+    np.testing.assert_array_equal(wide[:n], x)
+    assert not wide[n:].any()
+    for norm in (None, weight):
+        expected = x if norm is None else rows.rms_norm(x, norm, 1e-5)
+        low, high = np.split(cpu.spread_head(x, norm, 1e-5, head_dim), 2)
+        got = np.concatenate([low[: n // 2], high[: n // 2]])
+        assert cases.error(got, expected) <= TOLERANCE["rms_norm"]
+        assert not low[n // 2 :].any() and not high[n // 2 :].any()
 
 
 @pytest.mark.parametrize("activation", ACTS)

@@ -77,9 +77,8 @@ def test_the_bill(packed_tiny: Packed, open_engine: Opened) -> None:
 
 def test_a_refused_model_leaves_nothing_open(packed_tiny: Packed, open_engine: Opened) -> None:
     before = threading.active_count()
-    # The smallest llama has heads of 16.
-    with pytest.raises(UnsupportedError, match=r"layers\.0\.attention: head_dim 16; supported"):
-        open_engine(packed_tiny("llama", head_dim=16))
+    with pytest.raises(UnsupportedError, match=r"layers\.0\.attention: head_dim 544; supported"):
+        open_engine(packed_tiny("qwen3", head_dim=544))
     with pytest.raises(BudgetError):
         open_engine(packed_tiny("qwen3"), mem=1 << 20)
     assert threading.active_count() == before

@@ -100,7 +100,11 @@ def test_sliding_windows(
 
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim"),
-    [(4, 4, 32), (6, 2, 32), (8, 1, 64), (5, 1, 96), (2, 1, 128), (2, 2, 256)],
+    [
+        *((4, 4, 32), (6, 2, 32), (8, 1, 64), (5, 1, 96), (2, 1, 128), (2, 2, 256)),
+        # Heads that do not fill whole vectors are widened.
+        *((8, 4, 4), (4, 1, 24), (2, 1, 48), (2, 2, 80)),
+    ],
 )
 def test_head_shapes(
     heads: int, kv_heads: int, head_dim: int, packed_tiny: Packed, open_engine: Opened,

@@ -82,16 +82,14 @@ def test_float_gates_beside_integer_ups_are_refused(packed_tiny: Packed) -> None
             Weights(Relabelled(model, ups))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("head_dim", [2, 16, 48, 80, 544])
-def test_heads_that_kernels_cannot_take_are_refused(packed_tiny: Packed, head_dim: int) -> None:
-    with ModelFile.open(packed_tiny("qwen3")) as model:
-        layers = tuple(
-            dataclasses.replace(
-                layer, attention=dataclasses.replace(layer.attention, head_dim=head_dim)
-            )
-            for layer in model.plan.layers
-        )
-        other = Relabelled(model, {})
-        other.plan = dataclasses.replace(model.plan, layers=layers)
-        with pytest.raises(UnsupportedError, match=f"head_dim {head_dim}; supported: multiples"):
-            Weights(other)  # type: ignore[arg-type]
+def test_heads_are_widened_to_whole_vectors(packed_tiny: Packed) -> None:
+    with ModelFile.open(packed_tiny("llama")) as model:
+        record = Weights(model).layers[0]
+        assert (record["true_dim"], record["head_dim"]) == (16, 32)
+        assert record["q"]["rows"] == 4 * 16 and record["scale"] == 0.25
+
+
+def test_heads_beyond_the_sketches_are_refused(packed_tiny: Packed) -> None:
+    with ModelFile.open(packed_tiny("qwen3", head_dim=544)) as model:
+        with pytest.raises(UnsupportedError, match="head_dim 544; supported: up to 512"):
+            Weights(model)
