@@ -201,4 +201,4 @@ def queries(case: AttentionCase | RouteCase, tokens: int, seed: int = 1) -> F32:
     """Scaled queries [tokens, H, D]."""
     rng = np.random.default_rng((seed, case.context, case.head_dim))
     q = rng.standard_normal((tokens, case.heads, case.head_dim)) * 2 * case.head_dim**-0.5
-    return q.astype(np.float32)
+    return np.asarray(q, np.float32)

@@ -67,7 +67,7 @@ def pooled_shares(masses: NDArray[np.float64], n_kv_heads: int) -> NDArray[np.fl
     """Largest share [G, groups] that a query head of each KV head gives every group."""
     shares = np.exp(masses - masses.max(-1, keepdims=True))
     shares /= shares.sum(-1, keepdims=True)
-    return shares.reshape(n_kv_heads, -1, masses.shape[1]).max(1)
+    return np.asarray(shares.reshape(n_kv_heads, -1, masses.shape[1]).max(1), np.float64)
 
 
 def select(
