@@ -83,7 +83,7 @@ def open_cpu(
         _selected.append(target.select(cache_root, isa))
     folder, problem = _selected[0]
     if report is not None and not any(folder.rglob("*.nbc")):
-        report("compiling kernels for this processor (once; some 20 seconds)")
+        report("compiling kernels for this processor (once; about half a minute)")
     from .cpu.forward import forward
     from .cpu.pool import WorkerPool
 

@@ -11,6 +11,7 @@ from typing import Any
 from numba import njit
 
 from . import tiles_float, tiles_int
+from .naming import named
 from .simd import store_f32
 
 # Tokens that pass a row group before the next: their activations stay in the second-level cache.
@@ -20,8 +21,9 @@ TOKEN_BLOCK = 128
 F32, F16, BF16, FP8, Q8, Q4, Q4M, Q5, Q5M, Q4K, Q5K, Q6K = range(1, 13)
 
 
-def _rows(group1: Any, group4: Any) -> Any:
+def _rows(name: str, group1: Any, group4: Any) -> Any:
     @njit(nogil=True, error_model="numpy")
+    @named(name)
     def rows(
         w: Any,
         step: Any,
@@ -58,12 +60,12 @@ def _rows(group1: Any, group4: Any) -> Any:
     return rows
 
 
-_rows_f32, _rows_f16 = _rows(*tiles_float.f32), _rows(*tiles_float.f16)
-_rows_bf16, _rows_fp8 = _rows(*tiles_float.bf16), _rows(*tiles_float.fp8)
-_rows_q8, _rows_q4, _rows_q4m = _rows(*tiles_int.q8), _rows(*tiles_int.q4), _rows(*tiles_int.q4m)
-_rows_q5, _rows_q5m = _rows(*tiles_int.q5), _rows(*tiles_int.q5m)
-_rows_q4k, _rows_q5k = _rows(*tiles_int.q4k), _rows(*tiles_int.q5k)
-_rows_q6k = _rows(*tiles_int.q6k)
+_rows_f32, _rows_f16 = _rows("f32", *tiles_float.f32), _rows("f16", *tiles_float.f16)
+_rows_bf16, _rows_fp8 = _rows("bf16", *tiles_float.bf16), _rows("fp8", *tiles_float.fp8)
+_rows_q8, _rows_q4 = _rows("q8", *tiles_int.q8), _rows("q4", *tiles_int.q4)
+_rows_q4m, _rows_q5 = _rows("q4m", *tiles_int.q4m), _rows("q5", *tiles_int.q5)
+_rows_q5m, _rows_q4k = _rows("q5m", *tiles_int.q5m), _rows("q4k", *tiles_int.q4k)
+_rows_q5k, _rows_q6k = _rows("q5k", *tiles_int.q5k), _rows("q6k", *tiles_int.q6k)
 
 
 @njit(nogil=True, error_model="numpy")

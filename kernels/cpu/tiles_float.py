@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from .naming import named
 from .simd import (
     add,
     fma,
@@ -19,11 +20,12 @@ from .simd_half import E4M3_UNIT, high_bf16, load_e4m3, load_f16, low_bf16
 INLINE = {"forceinline": True, "nogil": True, "error_model": "numpy"}
 
 
-def _float_groups(columns: Any, tile_bytes: int, step: int) -> Any:
+def _float_groups(name: str, columns: Any, tile_bytes: int, step: int) -> Any:
     """group1 and group4 over tiles whose `columns(w, x, acc)` adds `step` columns."""
     n_steps, step_bytes = 32 // step, tile_bytes * step // 32
 
     @njit(nogil=True, error_model="numpy")
+    @named(name)
     def group1(w: Any, n_tiles: Any, x: Any, xs: Any, xsum: Any) -> Any:
         acc = other = splat_f32(np.float32(0))
         for _ in range(n_tiles * n_steps // 2):
@@ -34,6 +36,7 @@ def _float_groups(columns: Any, tile_bytes: int, step: int) -> Any:
         return add(acc, other)
 
     @njit(nogil=True, error_model="numpy")
+    @named(name)
     def group4(w: Any, n_tiles: Any, x: Any, xs: Any, xsum: Any) -> Any:
         a = b = c = d = splat_f32(np.float32(0))
         e = f = g = h = splat_f32(np.float32(0))
@@ -120,7 +123,7 @@ def _fp8_group4(w: Any, n_tiles: Any, x: Any, xs: Any, xsum: Any) -> Any:
     return a, b, c, d
 
 
-f32 = _float_groups(_columns_f32, 2048, 1)
-f16 = _float_groups(_columns_f16, 1024, 1)
-bf16 = _float_groups(_columns_bf16, 1024, 2)
+f32 = _float_groups("f32", _columns_f32, 2048, 1)
+f16 = _float_groups("f16", _columns_f16, 1024, 1)
+bf16 = _float_groups("bf16", _columns_bf16, 1024, 2)
 fp8 = (_fp8_group1, _fp8_group4)

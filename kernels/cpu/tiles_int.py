@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from .naming import named
 from .simd import (
     add_i32,
     fma,
@@ -139,13 +140,14 @@ def _sum32(xsum: Any) -> Any:
 # --- integer formats whose tile carries float16 scales -------------------------------------------
 
 
-def _scaled(codes: Any, scale_at: int, tile_bytes: int, zero: int, has_min: bool) -> Any:
+def _scaled(name: str, codes: Any, scale_at: int, tile_bytes: int, zero: int, has_min: bool) -> Any:
     """group1 and group4 of a format with one scale (and minimum) per row and tile.
 
     value = (code - zero) * scale, or code * scale + min.
     """
 
     @njit(**INLINE)
+    @named(name)
     def token(c: Any, w: Any, x: Any, xs: Any, xsum: Any, acc: Any) -> Any:
         sx = load_splat_f32(xs)
         start = splat_i32(np.int32(-zero) * _sum32(xsum))
@@ -155,11 +157,12 @@ def _scaled(codes: Any, scale_at: int, tile_bytes: int, zero: int, has_min: bool
             acc = fma(load_f16(w + (scale_at + 32)), splat_f32(sum_x), acc)
         return acc
 
-    return _integer_groups(codes, token, tile_bytes)
+    return _integer_groups(name, codes, token, tile_bytes)
 
 
-def _integer_groups(codes: Any, token: Any, tile_bytes: int) -> Any:
+def _integer_groups(name: str, codes: Any, token: Any, tile_bytes: int) -> Any:
     @njit(nogil=True, error_model="numpy")
+    @named(name)
     def group1(w: Any, n_tiles: Any, x: Any, xs: Any, xsum: Any) -> Any:
         acc = splat_f32(np.float32(0))
         for t in range(n_tiles):
@@ -168,6 +171,7 @@ def _integer_groups(codes: Any, token: Any, tile_bytes: int) -> Any:
         return acc
 
     @njit(nogil=True, error_model="numpy")
+    @named(name)
     def group4(w: Any, n_tiles: Any, x: Any, xs: Any, xsum: Any) -> Any:
         a = b = c = d = splat_f32(np.float32(0))
         x_step, s_step, m_step = 32 * n_tiles, 4 * n_tiles, 8 * n_tiles
@@ -187,11 +191,12 @@ def _integer_groups(codes: Any, token: Any, tile_bytes: int) -> Any:
 # --- K formats: 8-bit scales inside the tile, float16 super-scales after eight tiles --------------
 
 
-def _super(codes: Any, scale_at: int, tile_bytes: int) -> Any:
+def _super(name: str, codes: Any, scale_at: int, tile_bytes: int) -> Any:
     """Q4_K and Q5_K: value = code * (d * sc) - dmin * mn."""
     super_bytes = 8 * tile_bytes + 64
 
     @njit(**INLINE)
+    @named(name)
     def token(c: Any, w: Any, d: Any, x: Any, xs: Any, xsum: Any, acc: Any) -> Any:
         sx = load_splat_f32(xs)
         dot = to_f32(_dot32(c, x, splat_i32(np.int32(0))))
@@ -200,13 +205,14 @@ def _super(codes: Any, scale_at: int, tile_bytes: int) -> Any:
         sum_x = np.float32(_sum32(xsum)) * load_scalar_f32(xs)
         return fma(low, splat_f32(-sum_x), fma(dot, mul(scale, sx), acc))
 
-    return _super_groups(codes, token, tile_bytes, super_bytes)
+    return _super_groups(name, codes, token, tile_bytes, super_bytes)
 
 
-def _super_groups(codes: Any, token: Any, tile_bytes: int, super_bytes: int) -> Any:
+def _super_groups(name: str, codes: Any, token: Any, tile_bytes: int, super_bytes: int) -> Any:
     super_at = 8 * tile_bytes
 
     @njit(nogil=True, error_model="numpy")
+    @named(name)
     def group1(w: Any, n_tiles: Any, x: Any, xs: Any, xsum: Any) -> Any:
         acc = splat_f32(np.float32(0))
         for t in range(n_tiles):
@@ -216,6 +222,7 @@ def _super_groups(codes: Any, token: Any, tile_bytes: int, super_bytes: int) -> 
         return acc
 
     @njit(nogil=True, error_model="numpy")
+    @named(name)
     def group4(w: Any, n_tiles: Any, x: Any, xs: Any, xsum: Any) -> Any:
         a = b = c = e = splat_f32(np.float32(0))
         x_step, s_step, m_step = 32 * n_tiles, 4 * n_tiles, 8 * n_tiles
@@ -243,11 +250,11 @@ def _q6k_token(c: Any, w: Any, d: Any, x: Any, xs: Any, xsum: Any, acc: Any) -> 
     return fma(mul(to_f32(high), to_f32(load_i8_as_i32(w + 400))), scale, acc)
 
 
-q8 = _scaled(_codes8, 512, 544, 128, False)
-q4 = _scaled(_codes4, 256, 288, 8, False)
-q4m = _scaled(_codes4, 256, 320, 0, True)
-q5 = _scaled(_codes5, 320, 352, 16, False)
-q5m = _scaled(_codes5, 320, 384, 0, True)
-q4k = _super(_codes4, 256, 288)
-q5k = _super(_codes5, 320, 352)
-q6k = _super_groups(_codes6, _q6k_token, 416, 8 * 416 + 32)
+q8 = _scaled("q8", _codes8, 512, 544, 128, False)
+q4 = _scaled("q4", _codes4, 256, 288, 8, False)
+q4m = _scaled("q4m", _codes4, 256, 320, 0, True)
+q5 = _scaled("q5", _codes5, 320, 352, 16, False)
+q5m = _scaled("q5m", _codes5, 320, 384, 0, True)
+q4k = _super("q4k", _codes4, 256, 288)
+q5k = _super("q5k", _codes5, 320, 352)
+q6k = _super_groups("q6k", _codes6, _q6k_token, 416, 8 * 416 + 32)

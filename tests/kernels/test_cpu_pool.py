@@ -3,9 +3,12 @@
 import contextlib
 import gc
 import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -104,6 +107,21 @@ def test_a_pool_that_nobody_closed_keeps_its_mailbox(cpu: ModuleType, pools) -> 
     gc.collect()
     assert forgotten() is not None
     forgotten().close()
+
+
+@pytest.mark.parametrize("closing", ["", "pool.close()", "raise SystemExit(0)"])
+def test_a_process_ends_quietly(closing: str, kernel_cache: Path, kernel_isa: str | None) -> None:
+    """With its workers closed, spinning or napping."""
+    script = (
+        "import time; from pathlib import Path; from hga.kernels.cpu import target\n"
+        f"target.select(Path({str(kernel_cache / 'kernels')!r}), {kernel_isa!r})\n"
+        "from hga.kernels.cpu.pool import WorkerPool\n"
+        f"pool = WorkerPool(3); other = WorkerPool(2); time.sleep(0.01)\n{closing}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("n_threads", [0, -1])

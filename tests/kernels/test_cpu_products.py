@@ -71,3 +71,15 @@ def test_bytes_multiply_exactly_at_their_extremes(cpu: ModuleType) -> None:
         acc = rng.integers(-(1 << 30), 1 << 30, 16).astype(np.int32)
         products = (u.astype(np.int64) * s).reshape(16, 4).sum(1)
         np.testing.assert_array_equal(cpu.dot_u8i8(acc, u, s), acc + products)
+
+
+def test_kernels_made_by_a_factory_have_names_of_their_own(cpu: ModuleType) -> None:
+    """Or cached machine code of one format may be loaded for another's (kernels/cpu/naming.py)."""
+    from hga.kernels.cpu import tiles, tiles_float, tiles_int
+
+    names = []
+    for name in MATRIX_FORMATS:
+        module = tiles_int if FORMATS[name].code > FORMATS["fp8"].code else tiles_float
+        functions = (*getattr(module, name), getattr(tiles, f"_rows_{name}"))
+        names += [f"{f.py_func.__module__}.{f.py_func.__qualname__}" for f in functions]
+    assert len(names) == len(set(names)) == 36

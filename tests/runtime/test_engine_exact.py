@@ -41,6 +41,23 @@ def test_decoding_equals_prefill(
         np.testing.assert_array_equal(decoded(session, ids), whole)
 
 
+@pytest.mark.parametrize("window", [16, 100, 300])
+def test_decoding_with_a_window_beyond_a_span(
+    window: int, packed_tiny: Packed, open_engine: Opened, token_ids: Ids
+) -> None:
+    ids = token_ids(600)
+    with open_engine(packed_tiny("gemma3", sliding_window=window), ctx=700) as engine:
+        whole = all_logits(engine.session(), ids)
+        session = engine.session()
+        session.attention = "dense"
+        # The window begins before, on and after the borders of a span of 256.
+        for first in (250, 340, 352, 550):
+            session.truncate(0)
+            session.feed(ids[:first])
+            got = decoded(session, ids[first : first + 20])
+            np.testing.assert_array_equal(got, whole[first : first + 20])
+
+
 @each_model
 def test_a_prompt_can_be_cut_anywhere(
     arch: str, kind: str, packed_tiny: Packed, open_engine: Opened, token_ids: Ids

@@ -118,6 +118,20 @@ def test_head_shapes(
         assert errors(scored(engine, ids), reference_logits(path, ids)).max() <= 1e-3
 
 
+def test_a_context_of_several_blocks_and_slabs(
+    packed_tiny: Packed, open_engine: Opened, reference_logits: Logits, token_ids: Ids
+) -> None:
+    path, ids = packed_tiny("qwen3"), token_ids(1100)
+    expected = reference_logits(path, ids)
+    with open_engine(path, ctx=1200) as engine, engine.session() as session:
+        session.attention = "dense"
+        for first, end in ((0, 520), (520, 1010), (1010, 1030)):
+            session.feed(ids[first:end])
+            assert errors(session.logits[None], expected[end - 1 : end])[0] <= 1e-3
+        got = np.stack([session.step(token) for token in ids[1030:]])
+        assert errors(got, expected[1030:]).max() <= 1e-3
+
+
 def test_biases(
     packed_tiny: Packed, open_engine: Opened, reference_logits: Logits, token_ids: Ids
 ) -> None:
