@@ -151,11 +151,11 @@ class AttentionCase:
 
 
 # Every ratio of query to KV heads, every head size, and contexts that end on and beside the
-# borders of a group (16), a chunk (64) and a span (256).
+# borders of a group (8), a chunk (64) and a span (256).
 ATTENTION = (
     *(AttentionCase(r * g, g, 32, 100) for r, g in ((1, 3), (2, 2), (3, 1), (4, 2), (8, 1))),
     *(AttentionCase(3, 1, d, 70) for d in (32, 64, 96, 128, 160, 256)),
-    *(AttentionCase(2, 1, 32, n) for n in (1, 2, 15, 16, 17, 63, 64, 65, 255, 256, 257, 600)),
+    *(AttentionCase(2, 1, 32, n) for n in (1, 2, 7, 8, 9, 16, 17, 63, 64, 65, 255, 256, 257, 600)),
     *(AttentionCase(2, 1, 32, n, window=w) for n in (40, 300) for w in (1, 16, 31, 256, 1000)),
     *(AttentionCase(4, 2, 64, n, t) for n, t in ((5, 5), (80, 7), (272, 40), (530, 17))),
     *(AttentionCase(4, 2, 32, 300, 33, w) for w in (1, 20, 64, 270)),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import StoreError
-from .geometry import Geometry, n_chunks
+from .geometry import GROUPS_PER_CHUNK, Geometry, n_chunks
 
 # Chunks allocated at a time: 1024 tokens.
 SLAB_CHUNKS = 16
@@ -75,7 +75,7 @@ class RamArena:
 
     def record(self, layer: int, head: int, group: int) -> NDArray[np.float16]:
         """A view of one record (tests and inspection); group counts from 0."""
-        chunk, inside = divmod(group, 4)
+        chunk, inside = divmod(group, GROUPS_PER_CHUNK)
         slab, slot = divmod(chunk, SLAB_CHUNKS)
         start = slot * self.geometry.chunk_bytes + self._offsets[layer]
         start += self.geometry.record_offset(layer, head, inside)

@@ -1,16 +1,18 @@
 """Geometry: how many bytes keys, values and sketches take, and where a record lies in a page.
 
-A page is one chunk of 64 tokens of one layer: for each KV head four records of 16 tokens, keys and
-values adjacent, float16 (kernels/cpu/attention.py, docs/format.md). The pages of a chunk lie
-together, layer after layer. This is the only place with offset arithmetic outside the kernels.
+A page is one chunk of 64 tokens of one layer: for each KV head eight groups of 8 tokens, a record
+each, keys and values adjacent, float16 (kernels/cpu/attention.py, docs/format.md). The pages of a
+chunk lie together, layer after layer. This is the only place with offset arithmetic outside the
+kernels.
 """
 
 from dataclasses import dataclass
 
 CHUNK_TOKENS = 64
-GROUP_TOKENS = 16
+GROUP_TOKENS = 8
 GROUPS_PER_CHUNK = CHUNK_TOKENS // GROUP_TOKENS
-# Groups that routing scores together (one vector of lanes).
+# Tokens whose key sketches lie together, and how many of these routing scores at a time.
+SKETCH_GROUP = 16
 GROUPS_PER_BLOCK = 16
 
 
@@ -30,7 +32,7 @@ class Geometry:
     layers: tuple[LayerShape, ...]
 
     def record_bytes(self, layer: int) -> int:
-        """One group of 16 tokens of one KV head, keys and values."""
+        """One group of 8 tokens of one KV head, keys and values."""
         return GROUP_TOKENS * self.layers[layer].head_dim * 2 * 2
 
     def page_bytes(self, layer: int) -> int:
@@ -47,13 +49,13 @@ class Geometry:
         return self.page_offset(len(self.layers))
 
     def record_offset(self, layer: int, head: int, group: int) -> int:
-        """Offset in the layer's page of a KV head's record of group 0..3 of the chunk."""
+        """Offset in the layer's page of a KV head's record of group 0..7 of the chunk."""
         return (head * GROUPS_PER_CHUNK + group) * self.record_bytes(layer)
 
     def sketch_head_bytes(self, layer: int, n_tokens: int) -> int:
         """Key sketches of one KV head for n_tokens, in whole blocks (kernels/cpu/sketch.py)."""
-        blocks = -(-n_tokens // (GROUP_TOKENS * GROUPS_PER_BLOCK))
-        group_bytes = 4 * self.layers[layer].head_dim + 2 * GROUP_TOKENS
+        blocks = -(-n_tokens // (SKETCH_GROUP * GROUPS_PER_BLOCK))
+        group_bytes = 4 * self.layers[layer].head_dim + 2 * SKETCH_GROUP
         return blocks * GROUPS_PER_BLOCK * group_bytes
 
     def sketch_bytes(self, n_tokens: int) -> int:

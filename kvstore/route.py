@@ -1,15 +1,15 @@
 """Router: how much of the past a decoded token reads, and the Route that says which groups.
 
-Always read: the sink tokens at the start and the local window at the end. Between them the groups
-of 16 tokens with the largest share of the attention mass, as key sketches estimate it, are chosen
-per KV head up to the budget (kernels/cpu/sketch.py, routing.py; docs/method.md). A context within
-the budget is read whole.
+Always read: the sink tokens at the start and the local window at the end. Between them the blocks
+of 16 tokens (two groups) with the largest share of the attention mass, as key sketches estimate it,
+are chosen per KV head up to the budget (kernels/cpu/sketch.py, routing.py; docs/method.md). A
+context within the budget is read whole.
 """
 
 import re
 from dataclasses import dataclass
 
-from .geometry import GROUP_TOKENS
+from .geometry import GROUP_TOKENS, SKETCH_GROUP
 
 SINK_TOKENS = 64
 WINDOW_TOKENS = 256
@@ -22,7 +22,7 @@ _BUDGET = re.compile(r"(?:(\d+(?:\.\d+)?)%|(\d+)(k?))", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The groups (of 16 tokens, counted from position 0, ascending) that each KV head reads."""
+    """The groups (of 8 tokens, counted from position 0, ascending) that each KV head reads."""
 
     groups: tuple[tuple[int, ...], ...]
 
@@ -66,16 +66,16 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """Turns a budget into counts of groups for the routing kernel."""
+    """Turns a budget into counts of blocks of SKETCH_GROUP tokens for the routing kernel."""
 
     budget: Budget
-    sink_groups: int = SINK_TOKENS // GROUP_TOKENS
-    window_groups: int = WINDOW_TOKENS // GROUP_TOKENS
+    sink_groups: int = SINK_TOKENS // SKETCH_GROUP
+    window_groups: int = WINDOW_TOKENS // SKETCH_GROUP
 
     @property
     def minimum_tokens(self) -> int:
         """What a routed token reads at least: sinks, window and one group."""
-        return (self.sink_groups + self.window_groups + 1) * GROUP_TOKENS
+        return (self.sink_groups + self.window_groups + 1) * SKETCH_GROUP
 
     def selected_groups(self, n_tokens: int) -> int:
         """Groups to choose between sinks and window when n_tokens are cached; at least one.
@@ -84,4 +84,4 @@ class Router:
         """
         always = self.sink_groups + self.window_groups
         # Rounded up, so that a context within the budget is read whole.
-        return max(1, -(-self.budget.tokens_at(n_tokens) // GROUP_TOKENS) - always)
+        return max(1, -(-self.budget.tokens_at(n_tokens) // SKETCH_GROUP) - always)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hga.kernels.cpu.params import CALL
 from hga.kernels.ops import Backend
-from hga.kvstore.geometry import GROUP_TOKENS, padded_head_dim
+from hga.kvstore.geometry import GROUP_TOKENS, SKETCH_GROUP, padded_head_dim
 from hga.kvstore.route import Route
 from hga.models.plan import MoePlan
 
@@ -115,15 +115,16 @@ class ForwardPass:
         c["up"], c["router_logits"] = take(4 * t * act), take(4 * t * _round_up(experts, 16))
         c["chosen"], c["weights"] = take(4 * t * used), take(4 * t * used)
         c["starts"], c["order"] = take(4 * (experts + 1)), take(4 * t * used)
-        groups = _round_up(-(-ctx // 16), 16)
+        blocks = _round_up(-(-ctx // SKETCH_GROUP), 16)
+        group_bytes = 4 * -(-ctx // GROUP_TOKENS) + _LINE
         spans = -(-ctx // _SPAN_TOKENS) + 1
-        c["score_bytes"], c["group_bytes"] = 4 * groups, 4 * groups
-        c["scores"], c["groups"] = take(4 * groups * (n_heads + 2 * n_kv)), take(4 * groups * n_kv)
+        c["score_bytes"], c["group_bytes"] = 4 * blocks, group_bytes
+        c["scores"], c["groups"] = take(4 * blocks * (n_heads + 2 * n_kv)), take(group_bytes * n_kv)
         c["counts"] = take(8 * n_kv)
         c["query_bytes"] = widest + _LINE
         c["queries"] = take(n_heads * int(c["query_bytes"]))
         c["partials"] = take(n_kv * spans * _round_up(rows, 4) * row_bytes)
-        tile = 4 * 4 * _SPAN_TOKENS + (4 + _TILE_TOKENS * rows) * row_bytes
+        tile = 4 * (4 * _SPAN_TOKENS + 32 * widest) + (4 + _TILE_TOKENS * rows) * row_bytes
         gather = _GATHER_TOKENS * 4 * max(plan.hidden, width) if moes else 0
         c["private_bytes"] = _round_up(max(tile, gather), 4096)
         c["private"] = take(self._backend.n_threads * int(c["private_bytes"]))
@@ -179,7 +180,7 @@ class ForwardPass:
         c = self._call[0]
         groups, counts = int(c["groups"]), int(c["counts"])
         n_routed = c["n_select"] + c["n_sinks"] + c["n_window"]
-        if c["n_select"] == 0 or c["position"] // GROUP_TOKENS + 1 <= n_routed:
+        if c["n_select"] == 0 or c["position"] // SKETCH_GROUP + 1 <= n_routed:
             return None
         n = self._buffers.view(counts, (2 * n_kv_heads,)).view(np.int64)
         rows = [

@@ -1,12 +1,13 @@
 """Exact attention over paged keys and values: append, scores, values, merge.
 
-Record = 16 tokens of one KV head, keys and values adjacent, float16 (docs/format.md):
-    keys    [D][16 tokens], so that 16 keys fill a vector and a record is one stream
-    values  [16 tokens][D]
-A page is one chunk of 64 tokens of a layer: [KV head][4 records]. Attention runs over spans of 16
-records; a span gives a partial softmax (maximum, sum, weighted values), spans merge in order. A
+Group = 8 tokens of one KV head, keys and values adjacent, float16 (docs/format.md):
+    keys    [D][8 tokens], so that two dimensions of 8 keys fill a vector
+    values  [8 tokens][D]
+A page is one chunk of 64 tokens of a layer: [KV head][8 groups]. Attention runs over spans of 32
+groups; a span gives a partial softmax (maximum, sum, weighted values), spans merge in order. A
 row (one query head of one token) is computed alike whatever rows or threads stand beside it, so
-that prefill, decode and any thread count agree to the bit.
+that prefill, decode and any thread count agree to the bit: a score is the sum over the even
+dimensions plus the sum over the odd ones, values are added token after token.
 """
 
 from typing import Any
@@ -16,6 +17,7 @@ from numba import njit
 
 from .simd import (
     add,
+    add_halves,
     exp,
     fma,
     load_f32,
@@ -23,12 +25,13 @@ from .simd import (
     load_scalar_i32,
     load_scalar_i64,
     load_splat_f32,
-    mask_lanes,
+    mask_halves,
     maximum,
     mul,
     reduce_add,
     reduce_max,
     splat_f32,
+    splat_halves,
     store_f32,
     store_scalar_f32,
     sub,
@@ -37,9 +40,9 @@ from .simd_half import load_f16, store_f16, store_scalar_f16
 
 JIT = {"nogil": True, "error_model": "numpy"}
 
-GROUP_TOKENS = 16
+GROUP_TOKENS = 8
 CHUNK_TOKENS = 64
-SPAN_GROUPS = 16
+SPAN_GROUPS = 32
 SPAN_TOKENS = SPAN_GROUPS * GROUP_TOKENS
 # Floats of a partial besides its D values: maximum and sum, padded to a vector.
 PARTIAL_HEAD = 16
@@ -52,38 +55,49 @@ def record(pages: Any, group: Any, head: Any, head_dim: Any) -> Any:
 
     pages: address of int64 page addresses by chunk.
     """
-    page = load_scalar_i64(pages + 8 * (group >> 2))
-    return page + ((head << 2) + (group & 3)) * (64 * head_dim)
+    page = load_scalar_i64(pages + 8 * (group >> 3))
+    return page + ((head << 3) + (group & 7)) * (32 * head_dim)
 
 
 @njit(**JIT)
 def append(pages: Any, position: Any, head: Any, head_dim: Any, k: Any, v: Any) -> None:
     """Store the rotated key and the value (float32 [D]) of a position."""
-    base = record(pages, position >> 4, head, head_dim)
-    t = position & 15
+    base = record(pages, position >> 3, head, head_dim)
+    t = position & 7
     for d in range(head_dim):
-        store_scalar_f16(base + 32 * d + 2 * t, load_scalar_f32(k + 4 * d))
-    row = base + 32 * head_dim + 2 * head_dim * t
+        store_scalar_f16(base + 16 * d + 2 * t, load_scalar_f32(k + 4 * d))
+    row = base + 16 * head_dim + 2 * head_dim * t
     for d in range(0, head_dim, 16):
         store_f16(row + 2 * d, load_f32(v + 4 * d))
 
 
 @njit(**JIT)
-def _scores4(
-    k: Any, head_dim: Any, q0: Any, q1: Any, q2: Any, q3: Any, out: Any, out_row: Any
-) -> None:
-    """q.k of 16 keys for four queries (float32 [D], already scaled) into rows of out."""
+def expand_query(q: Any, head_dim: Any, out: Any) -> None:
+    """float32 [D/2][16] of a query: an even dimension in lanes 0-7, the next one in lanes 8-15."""
+    for d in range(0, 4 * head_dim, 8):
+        pair = splat_halves(load_scalar_f32(q + d), load_scalar_f32(q + d + 4))
+        store_f32(out + 8 * d, pair)
+
+
+@njit(**JIT)
+def _scores4(k: Any, k1: Any, head_dim: Any, q: Any, out: Any, out_row: Any) -> None:
+    """q.k of two groups of 8 keys for four expanded queries into 16 columns of out."""
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = splat_f32(np.float32(0))
-    for d in range(0, head_dim, 2):
-        even, odd, o = load_f16(k + 32 * d), load_f16(k + 32 * d + 32), 4 * d
-        a0, b0 = fma(even, load_splat_f32(q0 + o), a0), fma(odd, load_splat_f32(q0 + o + 4), b0)
-        a1, b1 = fma(even, load_splat_f32(q1 + o), a1), fma(odd, load_splat_f32(q1 + o + 4), b1)
-        a2, b2 = fma(even, load_splat_f32(q2 + o), a2), fma(odd, load_splat_f32(q2 + o + 4), b2)
-        a3, b3 = fma(even, load_splat_f32(q3 + o), a3), fma(odd, load_splat_f32(q3 + o + 4), b3)
-    store_f32(out, add(a0, b0))
-    store_f32(out + out_row, add(a1, b1))
-    store_f32(out + 2 * out_row, add(a2, b2))
-    store_f32(out + 3 * out_row, add(a3, b3))
+    row = 32 * head_dim
+    for i in range(0, 16 * head_dim, 32):
+        u, v, p = load_f16(k + i), load_f16(k1 + i), q + 2 * i
+        x = load_f32(p)
+        a0, b0 = fma(u, x, a0), fma(v, x, b0)
+        x = load_f32(p + row)
+        a1, b1 = fma(u, x, a1), fma(v, x, b1)
+        x = load_f32(p + 2 * row)
+        a2, b2 = fma(u, x, a2), fma(v, x, b2)
+        x = load_f32(p + 3 * row)
+        a3, b3 = fma(u, x, a3), fma(v, x, b3)
+    store_f32(out, add_halves(a0, b0))
+    store_f32(out + out_row, add_halves(a1, b1))
+    store_f32(out + 2 * out_row, add_halves(a2, b2))
+    store_f32(out + 3 * out_row, add_halves(a3, b3))
 
 
 @njit(**JIT)
@@ -120,14 +134,14 @@ def _values4(
 
 
 @njit(**JIT)
-def _softmax_row(s: Any, n_groups: Any, partial: Any) -> None:
+def _softmax_row(s: Any, n_vectors: Any, partial: Any) -> None:
     """Turn the masked scores of a span into weights; the maximum and the sum go to partial."""
     top = splat_f32(NEGATIVE)
-    for i in range(n_groups):
+    for i in range(n_vectors):
         top = maximum(load_f32(s + 64 * i), top)
     m = reduce_max(top)
     total, top = splat_f32(np.float32(0)), splat_f32(m)
-    for i in range(n_groups):
+    for i in range(n_vectors):
         e = exp(sub(load_f32(s + 64 * i), top))
         total = add(total, e)
         store_f32(s + 64 * i, e)
@@ -136,11 +150,18 @@ def _softmax_row(s: Any, n_groups: Any, partial: Any) -> None:
 
 
 @njit(**JIT)
-def _mask_row(s: Any, i: Any, start: Any, low: Any, high: Any, other: Any) -> None:
-    """Put `other` where the group starting at position `start` lies outside low..high."""
-    if start < low or start + GROUP_TOKENS > high:
-        p = s + 64 * i
-        store_f32(p, mask_lanes(load_f32(p), other, np.int32(low - start), np.int32(high - start)))
+def _mask_row(s: Any, start0: Any, start1: Any, low: Any, high: Any, other: Any) -> None:
+    """Put `other` where the positions start0… and start1… of two groups lie outside low..high."""
+    if min(start0, start1) < low or max(start0, start1) + GROUP_TOKENS > high:
+        low0, high0 = np.int32(low - start0), np.int32(high - start0)
+        low1, high1 = np.int32(low - start1), np.int32(high - start1)
+        store_f32(s, mask_halves(load_f32(s), other, low0, high0, low1, high1))
+
+
+@njit(**JIT)
+def _group(groups: Any, i: Any) -> Any:
+    """The i-th of a list of groups, or of all of them."""
+    return np.int64(load_scalar_i32(groups + 4 * i)) if groups != 0 else i
 
 
 @njit(**JIT)
@@ -167,39 +188,52 @@ def attend_span(
     partial: Any,
     partial_row: Any,
 ) -> None:
-    """Partial attention of four rows over n_groups (at most 16) groups.
+    """Partial attention of four rows over n_groups (at most 32) groups.
 
     groups: address of int32 group numbers, or 0 for first, first + 1, … Row i sees positions
-    low_i..high_i. scores: scratch float32 [4][256]. partial: float32 rows of 16 + D.
+    low_i..high_i. scores: scratch float32 [4][256] and [4][8 D]. partial: float32 rows of 16 + D.
     """
     s_row = 4 * SPAN_TOKENS
     low, high = min(min(low0, low1), min(low2, low3)), max(max(high0, high1), max(high2, high3))
-    for i in range(n_groups):
-        g = np.int64(load_scalar_i32(groups + 4 * (first + i))) if groups != 0 else first + i
-        k = record(pages, g, head, head_dim)
-        _scores4(k, head_dim, q0, q1, q2, q3, scores + 64 * i, s_row)
-        start = g * GROUP_TOKENS
-        _mask_row(scores, i, start, low0, high0, NEGATIVE)
-        _mask_row(scores + s_row, i, start, low1, high1, NEGATIVE)
-        _mask_row(scores + 2 * s_row, i, start, low2, high2, NEGATIVE)
-        _mask_row(scores + 3 * s_row, i, start, low3, high3, NEGATIVE)
+    q = scores + 4 * s_row
+    expand_query(q0, head_dim, q)
+    expand_query(q1, head_dim, q + 32 * head_dim)
+    expand_query(q2, head_dim, q + 64 * head_dim)
+    expand_query(q3, head_dim, q + 96 * head_dim)
+    for i in range(0, n_groups, 2):
+        start0 = GROUP_TOKENS * _group(groups, first + i)
+        k0 = k1 = record(pages, start0 >> 3, head, head_dim)
+        start1 = high
+        if i + 1 < n_groups:
+            start1 = GROUP_TOKENS * _group(groups, first + i + 1)
+            k1 = record(pages, start1 >> 3, head, head_dim)
+        s = scores + 32 * i
+        _scores4(k0, k1, head_dim, q, s, s_row)
+        _mask_row(s, start0, start1, low0, high0, NEGATIVE)
+        _mask_row(s + s_row, start0, start1, low1, high1, NEGATIVE)
+        _mask_row(s + 2 * s_row, start0, start1, low2, high2, NEGATIVE)
+        _mask_row(s + 3 * s_row, start0, start1, low3, high3, NEGATIVE)
     for r in range(4):
-        _softmax_row(scores + r * s_row, n_groups, partial + r * partial_row)
+        _softmax_row(scores + r * s_row, (n_groups + 1) >> 1, partial + r * partial_row)
         for d in range(0, 4 * head_dim, 64):
             store_f32(partial + r * partial_row + 4 * PARTIAL_HEAD + d, splat_f32(np.float32(0)))
-    for i in range(n_groups):
-        g = np.int64(load_scalar_i32(groups + 4 * (first + i))) if groups != 0 else first + i
-        start = g * GROUP_TOKENS
+    for i in range(0, n_groups, 2):
+        start0, start1 = GROUP_TOKENS * _group(groups, first + i), high
+        if i + 1 < n_groups:
+            start1 = GROUP_TOKENS * _group(groups, first + i + 1)
+        s = scores + 32 * i
         # A weight outside the range must be exactly 0 (exp does not reach it).
-        _mask_row(scores, i, start, low0, high0, np.float32(0))
-        _mask_row(scores + s_row, i, start, low1, high1, np.float32(0))
-        _mask_row(scores + 2 * s_row, i, start, low2, high2, np.float32(0))
-        _mask_row(scores + 3 * s_row, i, start, low3, high3, np.float32(0))
-        t0, t1 = max(0, low - start), min(GROUP_TOKENS, high - start)
-        if t0 < t1:
-            v = record(pages, g, head, head_dim) + 32 * head_dim
-            out = partial + 4 * PARTIAL_HEAD
-            _values4(v, head_dim, t0, t1, scores + 64 * i, s_row, out, partial_row)
+        _mask_row(s, start0, start1, low0, high0, np.float32(0))
+        _mask_row(s + s_row, start0, start1, low1, high1, np.float32(0))
+        _mask_row(s + 2 * s_row, start0, start1, low2, high2, np.float32(0))
+        _mask_row(s + 3 * s_row, start0, start1, low3, high3, np.float32(0))
+        for j in range(2):
+            start = start1 if j > 0 else start0
+            t0, t1 = max(0, low - start), min(GROUP_TOKENS, high - start)
+            if t0 < t1:
+                v = record(pages, start >> 3, head, head_dim) + 16 * head_dim
+                out = partial + 4 * PARTIAL_HEAD
+                _values4(v, head_dim, t0, t1, s + 32 * j, s_row, out, partial_row)
 
 
 @njit(**JIT)

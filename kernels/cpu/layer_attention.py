@@ -14,7 +14,14 @@ from numba import carray, njit
 from . import attention as att
 from . import elementwise as ew
 from . import routing, sketch
-from .simd import load_scalar_f32, store_scalar_f32, store_scalar_i64
+from .simd import (
+    load_scalar_f32,
+    load_scalar_i32,
+    load_scalar_i64,
+    store_scalar_f32,
+    store_scalar_i32,
+    store_scalar_i64,
+)
 from .sync import as_pointer, atomic_add, barrier
 
 JIT = {"nogil": True, "error_model": "numpy"}
@@ -81,14 +88,32 @@ def rotate_and_append(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> 
             att.append(layer.pages, position, h, d, k, v)
             if layer.sketches != 0:
                 block = layer.sketches + h * layer.head_bytes
-                block += (position >> 4) * sketch.block_bytes(d)
+                block += position // sketch.SKETCH_GROUP * sketch.block_bytes(d)
                 sketch.rotate(k, d, private)
-                sketch.write_key(block, position & 15, private, d)
+                sketch.write_key(block, position % sketch.SKETCH_GROUP, private, d)
+
+
+@njit(**JIT)
+def _split_groups(groups: Any, count: Any, n_groups: Any) -> Any:
+    """Turn `count` numbers of 16-token blocks into those of their 8-token groups, in place.
+
+    groups: address of ascending int32. Groups at or beyond n_groups do not exist. Returns their
+    number.
+    """
+    for i in range(count - 1, -1, -1):
+        first = 2 * load_scalar_i32(groups + 4 * i)
+        store_scalar_i32(groups + 8 * i, np.int32(first))
+        store_scalar_i32(groups + 8 * i + 4, np.int32(first + 1))
+    last = load_scalar_i32(groups + 4 * (2 * count - 1))
+    return 2 * count - 1 if last >= n_groups else 2 * count
 
 
 @njit(**JIT)
 def _route(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: Any) -> Any:
-    """Choose the groups of each KV head for a single token; returns the phase afterwards."""
+    """Choose the groups of each KV head for a single token; returns the phase afterwards.
+
+    Blocks of 16 tokens are chosen and written as pairs of groups.
+    """
     d, n_tokens = layer.head_dim, c.position + 1
     n_groups, rows = (n_tokens + 15) >> 4, layer.n_heads // layer.n_kv_heads
     for h in range(thread, layer.n_heads, n):
@@ -126,6 +151,8 @@ def _route(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: Any) ->
             n_groups,
             c.groups + h * c.group_bytes,
         )
+        n_records = (n_tokens + att.GROUP_TOKENS - 1) // att.GROUP_TOKENS
+        count = _split_groups(c.groups + h * c.group_bytes, count, n_records)
         store_scalar_i64(c.counts + 8 * h, count)
     return barrier(c.barrier, n, phase)
 
@@ -138,12 +165,12 @@ def attend_token(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: A
     low, high = 0, c.position + 1
     if layer.window > 0:
         low = max(0, high - layer.window)
-    first_span, n_groups = low // att.SPAN_TOKENS, (c.position >> 4) + 1
-    n_routed = c.n_sinks + c.n_window + c.n_select
-    routed = layer.sketches != 0 and c.n_select > 0 and n_groups > n_routed
+    first_span, n_groups = low // att.SPAN_TOKENS, c.position // att.GROUP_TOKENS + 1
+    n_blocks = c.n_sinks + c.n_window + c.n_select
+    routed = layer.sketches != 0 and c.n_select > 0 and (n_groups + 1) >> 1 > n_blocks
     if routed:
         phase = _route(c, layer, thread, n, phase, private)
-        n_groups = n_routed
+        n_groups = load_scalar_i64(c.counts)
     n_spans = (n_groups + att.SPAN_GROUPS - 1) // att.SPAN_GROUPS - first_span
     row_size = 4 * (att.PARTIAL_HEAD + d)
     padded = (rows + 3) // 4 * 4
@@ -187,7 +214,7 @@ def attend_token(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: A
         _finish_head(layer, private, c.mixed.values + 4 * layer.true_dim * h)
     if thread == 0:
         # The last group is the one being filled.
-        read = (n_groups - 1) * att.GROUP_TOKENS + (c.position & 15) + 1
+        read = (n_groups - 1) * att.GROUP_TOKENS + c.position % att.GROUP_TOKENS + 1
         atomic_add(c.attended, min(high - low, read))
     return barrier(c.barrier, n, phase)
 
@@ -200,7 +227,7 @@ def attend_block(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: A
     n_tiles = (c.n_tokens + TILE_TOKENS - 1) // TILE_TOKENS
     row_size = 4 * (att.PARTIAL_HEAD + d)
     q_row = 4 * d * layer.n_heads
-    scores, partial = private, private + 16 * att.SPAN_TOKENS
+    scores, partial = private, private + 16 * att.SPAN_TOKENS + 128 * d
     totals = partial + 4 * row_size
     while True:
         item = atomic_add(c.next_item, 1)
@@ -216,7 +243,7 @@ def attend_block(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: A
         if layer.window > 0:
             low = max(0, c.position + t0 + 1 - layer.window)
         end = c.position + t0 + n_rows // rows
-        n_groups = (end + 15) >> 4
+        n_groups = (end + att.GROUP_TOKENS - 1) // att.GROUP_TOKENS
         for first in range(low // att.SPAN_TOKENS * att.SPAN_GROUPS, n_groups, att.SPAN_GROUPS):
             count = min(att.SPAN_GROUPS, n_groups - first)
             for r in range(0, n_rows, 4):

@@ -53,6 +53,7 @@ def _typing_function(arity: int, signature: Any, generate: Any) -> Any:
         3: lambda typing, a, b, c: (signature, generate),
         4: lambda typing, a, b, c, d: (signature, generate),
         5: lambda typing, a, b, c, d, e: (signature, generate),
+        6: lambda typing, a, b, c, d, e, f: (signature, generate),
     }[arity]
 
 
@@ -320,6 +321,33 @@ def mask_lanes(b: Any, x: Any, other: Any, low: Any, high: Any) -> Any:
     inside = b.and_(
         b.icmp_signed(">=", lane, _splat(b, low)), b.icmp_signed("<", lane, _splat(b, high))
     )
+    return b.select(inside, x, _splat(b, other))
+
+
+@_op(f32x16, f32x16, f32x16)
+def add_halves(b: Any, x: Any, y: Any) -> Any:
+    """Lane i plus lane 8 + i: of x in lanes 0-7, of y in lanes 8-15."""
+    low = ir.Constant(_I32X16, [*range(8), *range(16, 24)])
+    high = ir.Constant(_I32X16, [*range(8, 16), *range(24, 32)])
+    return b.fadd(b.shuffle_vector(x, y, low), b.shuffle_vector(x, y, high))
+
+
+@_op(f32x16, types.float32, types.float32)
+def splat_halves(b: Any, x: Any, y: Any) -> Any:
+    """x in lanes 0-7, y in lanes 8-15."""
+    halves = ir.Constant(_I32X16, [0] * 8 + [16] * 8)
+    return b.shuffle_vector(_splat(b, x), _splat(b, y), halves)
+
+
+@_op(f32x16, f32x16, types.float32, types.int32, types.int32, types.int32, types.int32)
+def mask_halves(b: Any, x: Any, other: Any, low0: Any, high0: Any, low1: Any, high1: Any) -> Any:
+    """x in the lanes low0 <= i < high0 of the first half and low1 <= i < high1 of the second,
+    each counted from 0; `other` elsewhere."""
+    lane = ir.Constant(_I32X16, [*range(8), *range(8)])
+    halves = ir.Constant(_I32X16, [0] * 8 + [16] * 8)
+    low = b.shuffle_vector(_splat(b, low0), _splat(b, low1), halves)
+    high = b.shuffle_vector(_splat(b, high0), _splat(b, high1), halves)
+    inside = b.and_(b.icmp_signed(">=", lane, low), b.icmp_signed("<", lane, high))
     return b.select(inside, x, _splat(b, other))
 
 

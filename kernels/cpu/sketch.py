@@ -48,6 +48,8 @@ JIT = {"nogil": True, "error_model": "numpy"}
 # Step of the grid in units of mean|y|: least squares for normally distributed y.
 STEP = np.float32(1.25)
 MAX_HEAD_DIM = 512
+# Tokens of a block, the unit that routing scores and chooses.
+SKETCH_GROUP = 16
 
 
 def _random_signs() -> NDArray[np.float32]:

@@ -223,7 +223,7 @@ class Pages:
     def __init__(self, k, v, extra_chunks=1):
         self.n_tokens, self.kv_heads, self.head_dim = k.shape
         n_chunks = -(-self.n_tokens // 64) + extra_chunks
-        halves = self.kv_heads * 4 * 32 * self.head_dim
+        halves = self.kv_heads * 8 * 16 * self.head_dim
         self.memory = np.full((n_chunks, halves), np.nan, np.float16)
         # In no order that addresses would reveal.
         self.order = np.random.default_rng(0).permutation(n_chunks)
@@ -234,16 +234,16 @@ class Pages:
                 run(att.append, self.table, position, head, self.head_dim, *row)
 
     def record(self, group, head):
-        """Keys [D, 16] and values [16, D] of a group, read where docs/format.md puts them."""
-        page = self.memory[self.order[group // 4]]
-        record = page.reshape(self.kv_heads, 4, 2, -1)[head, group % 4]
-        return record[0].reshape(self.head_dim, 16), record[1].reshape(16, self.head_dim)
+        """Keys [D, 8] and values [8, D] of a group, read where docs/format.md puts them."""
+        page = self.memory[self.order[group // 8]]
+        record = page.reshape(self.kv_heads, 8, 2, -1)[head, group % 8]
+        return record[0].reshape(self.head_dim, 8), record[1].reshape(8, self.head_dim)
 
 
 def attend_span(pages, head, q, low, high, first, n_groups, groups=None):
     """Partials float32 [4, 16 + D] of four rows q [4, D] over groups first..first + n_groups."""
     d = pages.head_dim
-    scores = np.full((4, att.SPAN_TOKENS), np.nan, np.float32)
+    scores = np.full(4 * (att.SPAN_TOKENS + 8 * d), np.nan, np.float32)
     partial = np.full((4, att.PARTIAL_HEAD + d), np.nan, np.float32)
     picked = 0 if groups is None else groups
     where = (pages.table, picked, first, n_groups, head, d)

@@ -9,11 +9,11 @@ from hga.kernels import cases
 from hga.kernels.cases import ATTENTION, TOLERANCE, AttentionCase
 from hga.kernels.reference import attention as reference
 
-SPAN_GROUPS = 16
+SPAN_GROUPS = 32
 
 
 def attend(cpu: ModuleType, pages, q, position: int, window: int, groups=None) -> np.ndarray:
-    """[T, H, D]: every row through spans of 16 groups, four rows at a time as the kernels do."""
+    """[T, H, D]: every row through spans of 32 groups, four rows at a time as the kernels do."""
     n_tokens, n_heads = q.shape[:2]
     share = n_heads // pages.kv_heads
     out = np.zeros_like(q)
@@ -23,7 +23,7 @@ def attend(cpu: ModuleType, pages, q, position: int, window: int, groups=None) -
             four = [rows[min(i + j, len(rows) - 1)] for j in range(4)]
             high = [position + t + 1 for t, _ in four]
             low = [max(0, h - window) if window else 0 for h in high]
-            n_groups = -(-max(high) // 16) if groups is None else len(groups)
+            n_groups = -(-max(high) // 8) if groups is None else len(groups)
             first = min(low) // 256 * SPAN_GROUPS if groups is None else 0
             partials = [
                 cpu.attend_span(
@@ -58,12 +58,12 @@ def test_records_lie_where_the_document_says(cpu: ModuleType, head_dim: int) -> 
     case = AttentionCase(2, 2, head_dim, 150)
     k, v = cases.keys_and_values(case)
     pages = cpu.Pages(k, v)
-    for group in range(10):
+    for group in range(19):
         for head in range(2):
             keys, values = pages.record(group, head)
-            n = min(16, 150 - 16 * group)
-            np.testing.assert_array_equal(keys[:, :n].T, k[16 * group : 16 * group + n, head])
-            np.testing.assert_array_equal(values[:n], v[16 * group : 16 * group + n, head])
+            n = min(8, 150 - 8 * group)
+            np.testing.assert_array_equal(keys[:, :n].T, k[8 * group : 8 * group + n, head])
+            np.testing.assert_array_equal(values[:n], v[8 * group : 8 * group + n, head])
             assert np.isnan(keys[:, n:]).all() and np.isnan(values[n:]).all()
     written = np.count_nonzero(~np.isnan(pages.memory))
     assert written == 2 * k.size, "nothing else was written"
@@ -80,7 +80,7 @@ def test_a_list_of_groups_equals_the_run_of_them(cpu: ModuleType) -> None:
     k, v = cases.keys_and_values(case)
     q = cases.queries(case, 1)
     pages = cpu.Pages(k, v)
-    every = np.arange(44, dtype=np.int32)
+    every = np.arange(88, dtype=np.int32)
     np.testing.assert_array_equal(
         attend(cpu, pages, q, 699, 0, every), attend(cpu, pages, q, 699, 0)
     )
@@ -90,8 +90,8 @@ def test_chosen_groups(cpu: ModuleType) -> None:
     case = AttentionCase(6, 2, 64, 700)
     k, v = cases.keys_and_values(case)
     q = cases.queries(case, 1)
-    groups = np.array([0, 1, 5, 6, 17, 30, 42, 43], np.int32)
-    visible = np.isin(np.arange(700) // 16, groups)[None]
+    groups = np.array([0, 1, 5, 6, 17, 30, 61, 84, 87], np.int32)
+    visible = np.isin(np.arange(700) // 8, groups)[None]
     got = attend(cpu, cpu.Pages(k, v), q, 699, 0, groups)
     assert cases.error(got, reference.attend(q, k, v, visible)) <= TOLERANCE["attend"]
 
@@ -126,7 +126,7 @@ def partials(cpu: ModuleType, n: int) -> list[np.ndarray]:
     k *= np.repeat(np.linspace(0.2, 4, n), 256)[:, None, None].astype(np.float32)
     q = np.repeat(cases.queries(case, 1)[0], 4, 0)
     pages, end = cpu.Pages(k, v), [256 * n] * 4
-    return [cpu.attend_span(pages, 0, q, [0] * 4, end, 16 * i, 16)[0] for i in range(n)]
+    return [cpu.attend_span(pages, 0, q, [0] * 4, end, 32 * i, 32)[0] for i in range(n)]
 
 
 def test_spans_merge_in_any_order(cpu: ModuleType) -> None:
@@ -162,7 +162,7 @@ def test_a_span_without_visible_tokens_is_neutral(cpu: ModuleType) -> None:
     pages = cpu.Pages(k, v)
     # Rows 0 and 1 end before the second span, rows 2 and 3 see some of it.
     low, high = [0, 100, 250, 0], [256, 200, 300, 512]
-    first, second = (cpu.attend_span(pages, 0, q, low, high, g, 16) for g in (0, 16))
+    first, second = (cpu.attend_span(pages, 0, q, low, high, g, 32) for g in (0, 32))
     for row in range(4):
         both, seen = cpu.merge([first[row], second[row]]), np.zeros((1, 512), bool)
         seen[:, low[row] : high[row]] = True

@@ -21,8 +21,8 @@ SHAPES = st.lists(
 def test_sizes_of_a_known_model() -> None:
     """Qwen3-30B-A3B: 4 KV heads of 128."""
     geometry = Geometry((LayerShape(4, 128, routed=True),) * 48)
-    assert geometry.record_bytes(0) == 8 << 10
-    assert geometry.page_bytes(0) == 4 * 4 * 8 << 10
+    assert geometry.record_bytes(0) == 4 << 10
+    assert geometry.page_bytes(0) == 4 * 8 * 4 << 10
     assert geometry.chunk_bytes == 48 * 128 << 10
     # Two bits a dimension and a float16 scale: 34 bytes per key and KV head.
     assert geometry.sketch_bytes(65536) == 48 * 4 * 65536 * 34
@@ -34,7 +34,7 @@ def test_records_tile_the_pages_and_pages_the_chunk(shapes: list[LayerShape]) ->
     spans = []
     for layer, shape in enumerate(shapes):
         for head in range(shape.n_kv_heads):
-            for group in range(4):
+            for group in range(8):
                 start = geometry.page_offset(layer) + geometry.record_offset(layer, head, group)
                 spans.append((start, start + geometry.record_bytes(layer)))
     ends = [0, *(end for _, end in spans)]

@@ -32,6 +32,7 @@ def test_geometry() -> None:
 
     assert geometry.CHUNK_TOKENS == attention.CHUNK_TOKENS
     assert geometry.GROUP_TOKENS == attention.GROUP_TOKENS
+    assert geometry.SKETCH_GROUP == sketch.SKETCH_GROUP
     shape = geometry.Geometry((geometry.LayerShape(1, 96, routed=True),))
     blocks = geometry.GROUPS_PER_BLOCK
     assert shape.sketch_head_bytes(0, 1) == blocks * sketch.block_bytes(96)

@@ -45,10 +45,16 @@ def keys(session: Session, layer: int = -1) -> np.ndarray:
     plan, n_tokens = session._engine.plan.layers[layer].attention, len(session.tokens)
     heads = []
     for head in range(plan.n_kv_heads):
-        records = [session._arena.record(layer, head, g) for g in range(-(-n_tokens // 16))]
-        halves = [r[: len(r) // 2].reshape(plan.head_dim, 16).T for r in records]
+        records = [session._arena.record(layer, head, g) for g in range(-(-n_tokens // 8))]
+        halves = [r[: len(r) // 2].reshape(plan.head_dim, 8).T for r in records]
         heads.append(np.concatenate(halves)[:n_tokens])
     return np.stack(heads, 1).astype(np.float32)
+
+
+def blocks(groups: tuple[int, ...]) -> tuple[int, ...]:
+    """Blocks of 16 tokens that a list of whole blocks' groups is made of."""
+    assert groups == tuple(g for g in range(groups[-1] + 1) if g // 2 in {h // 2 for h in groups})
+    return tuple(sorted({g // 2 for g in groups}))
 
 
 def check(session: Session, route: Route | None) -> None:
@@ -58,7 +64,7 @@ def check(session: Session, route: Route | None) -> None:
     pooled = sketch.pooled_shares(sketch.log_masses(queries(session), k, 16), k.shape[1])
     expected = sketch.select(pooled, SELECTED, SINKS, WINDOW)
     n_groups = pooled.shape[1]
-    for got, wanted, shares in zip(route.groups, expected, pooled, strict=True):
+    for got, wanted, shares in zip(map(blocks, route.groups), expected, pooled, strict=True):
         assert got == tuple(sorted(set(got))) and len(got) == SINKS + WINDOW + SELECTED
         assert got[:SINKS] == tuple(range(SINKS))
         assert got[-WINDOW:] == tuple(range(n_groups - WINDOW, n_groups))
@@ -113,8 +119,8 @@ def test_a_new_budget_takes_effect_at_once(routed: Engine, token_ids: Ids) -> No
         session.budget = budget
         session.step(1)
         route = session.last_route()
-        assert route is not None and {len(g) for g in route.groups} == {n_groups}
-        assert route.attended_tokens == 16 * n_groups
+        assert route is not None and {len(blocks(g)) for g in route.groups} == {n_groups}
+        assert route.attended_tokens == 8 * len(route.groups[0])
     session.budget = "auto"
     session.step(1)
     assert session.last_route() is None
@@ -138,7 +144,7 @@ def test_only_full_layers_are_routed(
         session.feed(token_ids(479))
         session.step(1)
         route = session.last_route()
-        assert route is not None and len(route.groups) == 1 and len(route.groups[0]) == 21
+        assert route is not None and len(route.groups) == 1 and len(blocks(route.groups[0])) == 21
         assert session.stats.attended_mean == pytest.approx((5 * 32 + 21 * 16) / 6)
 
 
@@ -157,7 +163,7 @@ def test_logits_are_those_of_the_chosen_groups(
 
     def chosen(q: np.ndarray, k: np.ndarray, v: np.ndarray, visible: np.ndarray) -> np.ndarray:
         half = [x.astype(np.float16).astype(np.float32) for x in (k, v)]
-        groups = np.arange(len(k)) // 16
+        groups = np.arange(len(k)) // 8
         seen = np.stack([np.isin(groups, route.groups[h // 3]) for h in range(6)])
         return plain(q, *half, np.where(np.arange(len(q))[:, None, None] == 500, seen, True)
                      & visible[:, None])  # fmt: skip
@@ -174,6 +180,6 @@ def test_logits_are_those_of_the_chosen_groups(
 def test_a_route_is_a_value() -> None:
     route = Route(((0, 1), (0, 5)))
     assert route == Route(((0, 1), (0, 5))) and hash(route) == hash(Route(((0, 1), (0, 5))))
-    assert route.attended_tokens == 32
+    assert route.attended_tokens == 16
     with pytest.raises(dataclasses.FrozenInstanceError):
         route.groups = ()  # type: ignore[misc]
