@@ -34,6 +34,17 @@ class RamArena:
             for i, s in enumerate(geometry.layers)
         ]
 
+        self._summaries: dict[int, NDArray[np.float32]] = {}
+
+    def summaries(self, layer: int) -> NDArray[np.float32]:
+        """Room for the summaries of the published rule, float32 [G, chunks * 5 * D] of a routed
+        layer, made at first use."""
+        if layer not in self._summaries:
+            size = self.geometry.summary_head_bytes(layer, self.ctx) // 4
+            heads = self.geometry.layers[layer].n_kv_heads
+            self._summaries[layer] = np.zeros((heads, size), np.float32)
+        return self._summaries[layer]
+
     @property
     def capacity(self) -> int:
         """Tokens that have pages."""

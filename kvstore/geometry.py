@@ -11,9 +11,11 @@ from dataclasses import dataclass
 CHUNK_TOKENS = 64
 GROUP_TOKENS = 8
 GROUPS_PER_CHUNK = CHUNK_TOKENS // GROUP_TOKENS
-# Tokens whose key sketches lie together, and how many of these routing scores at a time.
-SKETCH_GROUP = 16
+# Groups whose key sketches lie together and are scored at a time.
 GROUPS_PER_BLOCK = 16
+BLOCK_TOKENS = GROUPS_PER_BLOCK * GROUP_TOKENS
+# The published rule sums up a chunk and its groups of 16 tokens, a vector each.
+VECTORS_PER_CHUNK = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +56,20 @@ class Geometry:
 
     def sketch_head_bytes(self, layer: int, n_tokens: int) -> int:
         """Key sketches of one KV head for n_tokens, in whole blocks (kernels/cpu/sketch.py)."""
-        blocks = -(-n_tokens // (SKETCH_GROUP * GROUPS_PER_BLOCK))
-        group_bytes = 4 * self.layers[layer].head_dim + 2 * SKETCH_GROUP
-        return blocks * GROUPS_PER_BLOCK * group_bytes
+        blocks = -(-n_tokens // BLOCK_TOKENS)
+        return blocks * BLOCK_TOKENS * (self.layers[layer].head_dim // 4 + 1)
+
+    def summary_head_bytes(self, layer: int, n_tokens: int) -> int:
+        """Summaries of the published rule of one KV head (kernels/cpu/published.py)."""
+        return n_chunks(n_tokens) * VECTORS_PER_CHUNK * 4 * self.layers[layer].head_dim
+
+    def summary_bytes(self, n_tokens: int) -> int:
+        """Summaries of the published rule of the whole model for a context of n_tokens."""
+        return sum(
+            shape.n_kv_heads * self.summary_head_bytes(i, n_tokens)
+            for i, shape in enumerate(self.layers)
+            if shape.routed
+        )
 
     def sketch_bytes(self, n_tokens: int) -> int:
         """Key sketches of the whole model for a context of n_tokens."""

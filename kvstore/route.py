@@ -1,34 +1,45 @@
 """Router: how much of the past a decoded token reads, and the Route that says which groups.
 
-Always read: the sink tokens at the start and the local window at the end. Between them the blocks
-of 16 tokens (two groups) with the largest share of the attention mass, as key sketches estimate it,
-are chosen per KV head up to the budget (kernels/cpu/sketch.py, routing.py; docs/method.md). A
-context within the budget is read whole.
+Always read: the sink tokens at the start and the local window at the end. Between them the groups
+of 8 tokens with the largest share of the attention mass, as key sketches estimate it, are chosen
+per KV head: up to the budget, or as many as it takes to leave little mass unread
+(kernels/cpu/layer_route.py; docs/method.md). A context within the budget is read whole.
 """
 
 import re
 from dataclasses import dataclass
 
-from .geometry import GROUP_TOKENS, SKETCH_GROUP
+from .geometry import CHUNK_TOKENS, GROUP_TOKENS
 
+# Always read, where the budget has room for more (`always_read`).
 SINK_TOKENS = 64
 WINDOW_TOKENS = 256
-# `auto`: everything up to this many tokens, then this share of the context.
-AUTO_TOKENS = 2048
-AUTO_SHARE = 1 / 16
+# `auto` reads as little as leaves this mean share of the attention mass unread, but no less than
+# the first number of tokens and no more than the second, or that share of the context.
+AUTO_MISSED = 0.02
+AUTO_LEAST = 1024
+AUTO_MOST = 4096
+AUTO_MOST_SHARE = 1 / 8
+# The published rule reads two chunks at the start and the last eight, and opens 20 chunks for
+# 32 groups of 16 tokens (arXiv 2606.30709, the reference code's defaults).
+PAPER_SINK_CHUNKS, PAPER_RECENT_CHUNKS = 2, 8
+PAPER_CHUNKS, PAPER_GROUPS, PAPER_GROUP_TOKENS = 20, 32, 16
+
+RULES = ("dense", "hga", "hga-paper", "oracle")
 
 _BUDGET = re.compile(r"(?:(\d+(?:\.\d+)?)%|(\d+)(k?))", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The groups (of 8 tokens, counted from position 0, ascending) that each KV head reads."""
+    """The groups (of 8 tokens, counted from position 0, ascending) that each KV head reads, or
+    each query head under the published rule."""
 
     groups: tuple[tuple[int, ...], ...]
 
     @property
     def attended_tokens(self) -> float:
-        """Mean tokens read by a KV head."""
+        """Mean tokens read by a head."""
         return GROUP_TOKENS * sum(map(len, self.groups)) / len(self.groups)
 
 
@@ -55,33 +66,97 @@ class Budget:
             f"budget {text!r} is neither auto, a number of tokens (1024) nor a share (2%)"
         )
 
+    @property
+    def automatic(self) -> bool:
+        """Whether the attention mass decides."""
+        return not self.tokens and not self.share
+
     def tokens_at(self, n_tokens: int) -> int:
-        """Tokens to attend when n_tokens are cached."""
+        """The most tokens to attend when n_tokens are cached."""
         if self.tokens:
             return self.tokens
         if self.share:
             return int(self.share * n_tokens)
-        return max(AUTO_TOKENS, int(AUTO_SHARE * n_tokens))
+        return max(AUTO_MOST, int(AUTO_MOST_SHARE * n_tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the routing kernel is told for one token; counts are of groups of 8 tokens.
+
+    rule: an index of RULES; least and most: groups chosen between sinks and window, most is of
+    groups of 16 tokens for the published rule, which opens `chunks`; missed: see AUTO_MISSED.
+    """
+
+    rule: int = 0
+    sinks: int = 0
+    window: int = 0
+    least: int = 0
+    most: int = 0
+    chunks: int = 0
+    missed: float = 0.0
+
+
+EVERYTHING = Limits()
+
+
+def always_read(tokens: int) -> tuple[int, int]:
+    """Sink and window tokens of a budget: half of a small one, so that routing has the rest."""
+    if tokens >= 2 * (SINK_TOKENS + WINDOW_TOKENS):
+        return SINK_TOKENS, WINDOW_TOKENS
+    sinks = max(GROUP_TOKENS, tokens // 10 // GROUP_TOKENS * GROUP_TOKENS)
+    window = max(4 * GROUP_TOKENS, tokens * 4 // 10 // GROUP_TOKENS * GROUP_TOKENS)
+    return sinks, window
 
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """Turns a budget into counts of blocks of SKETCH_GROUP tokens for the routing kernel."""
+    """Turns a rule and a budget into the limits of one token."""
 
+    rule: str
     budget: Budget
-    sink_groups: int = SINK_TOKENS // SKETCH_GROUP
-    window_groups: int = WINDOW_TOKENS // SKETCH_GROUP
 
-    @property
-    def minimum_tokens(self) -> int:
-        """What a routed token reads at least: sinks, window and one group."""
-        return (self.sink_groups + self.window_groups + 1) * SKETCH_GROUP
+    def limits(self, n_tokens: int) -> Limits:
+        """What to read when n_tokens are cached, the new one among them."""
+        if self.rule == "dense":
+            return EVERYTHING
+        tokens = self.budget.tokens_at(n_tokens)
+        if self.rule == "hga-paper":
+            return _published(tokens)
+        sinks, window = (n // GROUP_TOKENS for n in always_read(tokens))
+        # Rounded up, so that a context within the budget is read whole; at least one group.
+        most = max(1, -(-tokens // GROUP_TOKENS) - sinks - window)
+        rule = RULES.index(self.rule)
+        if not self.budget.automatic:
+            return Limits(rule, sinks, window, most, most)
+        least = max(1, AUTO_LEAST // GROUP_TOKENS - sinks - window)
+        return Limits(rule, sinks, window, least, most, missed=AUTO_MISSED)
 
-    def selected_groups(self, n_tokens: int) -> int:
-        """Groups to choose between sinks and window when n_tokens are cached; at least one.
+    def least_tokens(self, n_tokens: int) -> int:
+        """What a routed token reads at least when n_tokens are cached."""
+        limits = self.limits(n_tokens)
+        return (limits.sinks + limits.window + limits.least) * GROUP_TOKENS
 
-        The kernel reads the whole context where that is no more than sinks, window and these.
-        """
-        always = self.sink_groups + self.window_groups
-        # Rounded up, so that a context within the budget is read whole.
-        return max(1, -(-self.budget.tokens_at(n_tokens) // SKETCH_GROUP) - always)
+
+def _published(tokens: int) -> Limits:
+    """The published windows where the budget has room for them and 32 groups, else in proportion;
+    chunks are opened in the published proportion to groups."""
+    full = (PAPER_SINK_CHUNKS + PAPER_RECENT_CHUNKS + 1) * CHUNK_TOKENS
+    full += PAPER_GROUPS * PAPER_GROUP_TOKENS
+    sinks, recent = PAPER_SINK_CHUNKS, PAPER_RECENT_CHUNKS
+    if tokens < full:
+        sinks = 1
+        recent = max(1, recent * tokens // full)
+    # Half of the active chunk counts: it holds from 1 to 64 tokens.
+    free = tokens - (sinks + recent) * CHUNK_TOKENS - CHUNK_TOKENS // 2
+    groups = max(1, free // PAPER_GROUP_TOKENS)
+    chunks = max(1, -(-groups * PAPER_CHUNKS // PAPER_GROUPS))
+    per_chunk = CHUNK_TOKENS // GROUP_TOKENS
+    return Limits(
+        RULES.index("hga-paper"),
+        sinks * per_chunk,
+        recent * per_chunk,
+        groups * PAPER_GROUP_TOKENS // GROUP_TOKENS,
+        groups,
+        chunks,
+    )

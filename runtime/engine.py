@@ -82,12 +82,15 @@ class Engine:
             raise
 
     def _note_small_budget(self) -> None:
-        router = Router(Budget.parse(self.options.budget))
-        asked = router.budget.tokens_at(self.ctx)
-        if self.options.attention == "hga" and asked < router.minimum_tokens:
+        options = self.options
+        if options.attention == "dense":
+            return
+        router = Router(options.attention, Budget.parse(options.budget))
+        asked, least = router.budget.tokens_at(self.ctx), router.least_tokens(self.ctx)
+        if asked < least:
             self.notices.append(
-                f"--budget {self.options.budget} is at most {asked} tokens:"
-                f" {router.minimum_tokens} are read (sinks, window and one group)"
+                f"--budget {options.budget} is at most {asked} tokens: {least} are read (sinks,"
+                " window and one group)"
             )
 
     def _open_kernels(self, cache_dir: Path | None, report: Callable[[str], None] | None) -> None:

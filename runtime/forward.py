@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from hga.kernels.cpu.params import CALL
 from hga.kernels.ops import Backend
-from hga.kvstore.geometry import GROUP_TOKENS, SKETCH_GROUP, padded_head_dim
-from hga.kvstore.route import Route
+from hga.kvstore.geometry import GROUP_TOKENS, GROUPS_PER_BLOCK, padded_head_dim
+from hga.kvstore.route import EVERYTHING, Limits, Route
 from hga.models.plan import MoePlan
 
 from .rope import RopeTables
@@ -71,7 +71,7 @@ class ForwardPass:
         self._vocab = plan.vocab_size
         self._ropes = RopeTables(weights.ropes, self.block_tokens)
         self._tokens = np.zeros(self.block_tokens, np.int64)
-        self._counters = np.zeros(32, np.int64)
+        self._counters = np.zeros(24, np.int64)
         self._buffers = _Buffers()
         self._logit_rows = 1
         self._call: NDArray[Any] = np.zeros(1, CALL)
@@ -115,15 +115,18 @@ class ForwardPass:
         c["up"], c["router_logits"] = take(4 * t * act), take(4 * t * _round_up(experts, 16))
         c["chosen"], c["weights"] = take(4 * t * used), take(4 * t * used)
         c["starts"], c["order"] = take(4 * (experts + 1)), take(4 * t * used)
-        blocks = _round_up(-(-ctx // SKETCH_GROUP), 16)
-        group_bytes = 4 * -(-ctx // GROUP_TOKENS) + _LINE
+        groups = _round_up(-(-ctx // GROUP_TOKENS), GROUPS_PER_BLOCK)
         spans = -(-ctx // _SPAN_TOKENS) + 1
-        c["score_bytes"], c["group_bytes"] = 4 * blocks, group_bytes
-        c["scores"], c["groups"] = take(4 * blocks * (n_heads + 2 * n_kv)), take(group_bytes * n_kv)
-        c["counts"] = take(8 * n_kv)
+        c["score_bytes"], c["group_bytes"] = 4 * groups, 4 * groups
+        c["scores"], c["groups"] = (
+            take(4 * groups * (n_heads + 2 * n_kv)),
+            take(4 * groups * n_heads),
+        )
+        c["counts"] = take(8 * n_heads)
         c["query_bytes"] = widest + _LINE
         c["queries"] = take(n_heads * int(c["query_bytes"]))
-        c["partials"] = take(n_kv * spans * _round_up(rows, 4) * row_bytes)
+        # Four rows at a time, of a KV head's query heads or of one query head's.
+        c["partials"] = take(max(n_kv * _round_up(rows, 4), 4 * n_heads) * spans * row_bytes)
         tile = 4 * (4 * _SPAN_TOKENS + 32 * widest) + (4 + _TILE_TOKENS * rows) * row_bytes
         gather = _GATHER_TOKENS * 4 * max(plan.hidden, width) if moes else 0
         c["private_bytes"] = _round_up(max(tile, gather), 4096)
@@ -136,9 +139,12 @@ class ForwardPass:
         c["tokens"] = self._tokens.ctypes.data
         c["cos"], c["sin"] = self._ropes.cos.ctypes.data, self._ropes.sin.ctypes.data
         c["rope_bytes"], c["half_bytes"] = self._ropes.cos.strides[0], self._ropes.cos.strides[1]
+        c["turn_cos"] = self._ropes.turn_cos.ctypes.data
+        c["turn_sin"] = self._ropes.turn_sin.ctypes.data
+        c["turn_bytes"] = self._ropes.turn_cos.strides[0]
         # Each counter has a cache line to itself.
         base = _round_up(self._counters.ctypes.data, _LINE)
-        c["barrier"], c["next_item"], c["attended"] = base, base + _LINE, base + 2 * _LINE
+        c["barrier"], c["next_item"] = base, base + _LINE
 
     def run(
         self,
@@ -146,13 +152,14 @@ class ForwardPass:
         tokens: NDArray[np.int64],
         position: int,
         n_logits: int,
-        route: tuple[int, int, int] = (0, 0, 0),
+        limits: Limits = EVERYTHING,
+        summed_chunks: int = 0,
     ) -> NDArray[np.float32]:
         """Run tokens [T] at positions position…; returns logits [n_logits, V] of the last ones.
 
-        layers: LAYER records with the session's pages. route: groups selected, sink groups and
-        window groups of a single token, zeros for all. The returned view is overwritten by the
-        next call.
+        layers: LAYER records with the session's pages. limits: what a single token reads.
+        summed_chunks: chunks that have summaries, for the published rule. The returned view is
+        overwritten by the next call.
         """
         n = len(tokens)
         assert 0 < n <= self.block_tokens and n_logits <= min(n, LOGIT_ROWS)
@@ -165,26 +172,37 @@ class ForwardPass:
         c = self._call[0]
         c["layers"], c["n_tokens"], c["position"] = layers.ctypes.data, n, position
         c["n_logits"] = n_logits
-        c["n_select"], c["n_sinks"], c["n_window"] = route
+        c["rule"], c["n_sinks"], c["n_window"] = limits.rule, limits.sinks, limits.window
+        c["n_least"], c["n_most"], c["missed"] = limits.least, limits.most, limits.missed
+        c["n_chunks"], c["summed_chunks"] = limits.chunks, summed_chunks
+        c["n_attended"], c["n_read_groups"], c["n_read_bytes"], c["n_routed"] = 0, 0, 0, 0
         self._backend.forward(self._call.ctypes.data)
         return self._buffers.view(int(c["logits"]), (n_logits, self._vocab16))[:, : self._vocab]
 
     @property
-    def attended(self) -> int:
-        """Tokens read by the last single-token call, summed over layers."""
-        base = _round_up(self._counters.ctypes.data, _LINE) + 2 * _LINE
-        return int(self._counters[(base - self._counters.ctypes.data) // 8])
+    def attended(self) -> float:
+        """Tokens attended by the last single-token call, summed over layers, mean over heads."""
+        return float(self._call[0]["n_attended"])
 
-    def last_route(self, n_kv_heads: int) -> Route | None:
-        """Groups chosen in the last routed layer of the last call; None if it did not route."""
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of keys and values read by the last single-token call."""
+        return int(self._call[0]["n_read_bytes"])
+
+    @property
+    def routed_layers(self) -> int:
+        """Layers that the last single-token call routed."""
+        return int(self._call[0]["n_routed"])
+
+    def last_route(self, n_lists: int) -> Route | None:
+        """Groups chosen in the last routed layer of the last call, by KV head or query head; None
+        if it did not route."""
         c = self._call[0]
-        groups, counts = int(c["groups"]), int(c["counts"])
-        n_routed = c["n_select"] + c["n_sinks"] + c["n_window"]
-        if c["n_select"] == 0 or c["position"] // SKETCH_GROUP + 1 <= n_routed:
+        if c["n_routed"] == 0:
             return None
-        n = self._buffers.view(counts, (2 * n_kv_heads,)).view(np.int64)
+        n = self._buffers.view(int(c["counts"]), (2 * n_lists,)).view(np.int64)
         rows = [
-            self._buffers.view(groups + h * int(c["group_bytes"]), (int(n[h]),)).view(np.int32)
-            for h in range(n_kv_heads)
+            self._buffers.view(int(c["groups"] + h * c["group_bytes"]), (int(n[h]),)).view(np.int32)
+            for h in range(n_lists)
         ]
         return Route(tuple(tuple(int(g) for g in row) for row in rows))

@@ -16,8 +16,8 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?", re.IGNORECASE)
 _TOKENS = re.compile(r"(\d+(?:\.\d+)?)([km]?)", re.IGNORECASE)
 
 # What this version offers, and what design has a name for but no code yet.
-_OFFERED = {"attention": ("hga", "dense"), "device": ("cpu",), "io": ("auto",)}
-_LATER = {"attention": ("hga-paper",), "device": ("cuda",), "io": ("uring", "threads", "mmap")}
+_OFFERED = {"attention": ("hga", "hga-paper", "dense"), "device": ("cpu",), "io": ("auto",)}
+_LATER = {"device": ("cuda",), "io": ("uring", "threads", "mmap")}
 
 
 class OptionError(ValueError):
@@ -63,7 +63,7 @@ def require_available(name: str, value: str) -> None:
     if value in _OFFERED[name]:
         return
     supported = f"supported: {', '.join(_OFFERED[name])}"
-    if value in _LATER[name]:
+    if value in _LATER.get(name, ()):
         raise OptionError(f"{name} {value!r} is not available in this version ({supported})")
     raise OptionError(f"unknown {name} {value!r} ({supported})")
 
@@ -74,7 +74,7 @@ class Options:
 
     `ctx` is the longest timeline in tokens (None: the model's own, bounded by memory), `threads`
     the compute threads (None: the machine's cores), `mem` the byte budget for weights, KV, indices
-    and scratch together (None: no limit), `attention` how single tokens attend (hga or dense), and
+    and scratch together (None: no limit), `attention` how single tokens attend (hga, hga-paper or dense), and
     `budget` what `parse_budget` takes.
     Raises OptionError on a value that this version cannot honour.
     """

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from hga.kvstore.geometry import padded_head_dim
+from hga.kvstore.geometry import CHUNK_TOKENS, padded_head_dim
 from hga.models.plan import RopePlan
 
 
@@ -39,8 +39,16 @@ def inverse_frequencies(rope: RopePlan, head_dim: int) -> NDArray[np.float64]:
     return plain / rope.factor * interpolated + plain * (1 - interpolated)
 
 
+# A pair that turns further than this within a chunk is summed as it stands (arXiv 2606.30709).
+_SUMMED_TURN = 0.5
+
+
 class RopeTables:
-    """cos and sin of a run of positions for each distinct RoPE of a model."""
+    """cos and sin of a run of positions for each distinct RoPE of a model.
+
+    turn_cos, turn_sin: float32 [n_ropes][127][half] of turns by -63..63 positions, which bring the
+    keys of a chunk to one position; 1 and 0 for pairs that the published rule sums as they stand.
+    """
 
     def __init__(self, plans: tuple[tuple[RopePlan, int], ...], max_tokens: int) -> None:
         """plans: distinct (RopePlan, head_dim); max_tokens: longest run."""
@@ -49,6 +57,14 @@ class RopeTables:
         half = max(padded_head_dim(d) // 2 for _, d in plans)
         self.cos = np.zeros((len(plans), max_tokens, half), np.float32)
         self.sin = np.zeros_like(self.cos)
+        turns = np.arange(1 - CHUNK_TOKENS, CHUNK_TOKENS)
+        self.turn_cos = np.zeros((len(plans), len(turns), half), np.float32)
+        self.turn_sin = np.zeros_like(self.turn_cos)
+        for i, frequencies in enumerate(self._frequencies):
+            slow = (CHUNK_TOKENS - 1) * frequencies <= _SUMMED_TURN
+            angles = turns[:, None] * frequencies * slow
+            self.turn_cos[i, :, : len(frequencies)] = np.cos(angles)
+            self.turn_sin[i, :, : len(frequencies)] = np.sin(angles)
 
     def fill(self, position: int, n_tokens: int) -> None:
         """Write positions position..position + n_tokens to the front of cos and sin."""

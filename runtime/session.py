@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hga.kvstore.arena import RamArena
-from hga.kvstore.route import Budget, Route, Router
+from hga.kvstore.geometry import CHUNK_TOKENS
+from hga.kvstore.route import EVERYTHING, RULES, Budget, Route, Router
 
 from .forward import LOGIT_ROWS
 
@@ -47,12 +48,22 @@ class TurnStats:
     decode_s: float = 0.0
     attended: float = 0.0
     kv_bytes: int = 0
+    # Read by decoded tokens: keys and values, and what routing scanned to choose them.
     read_bytes: int = 0
+    index_bytes: int = 0
+    recalled: float = 0.0
+    recall_tokens: int = 0
 
     @property
     def attended_mean(self) -> float | None:
         """Tokens attended per decoded token, mean over layers; None before the first."""
         return self.attended / self.decode_tokens if self.decode_tokens else None
+
+    @property
+    def mass_recall(self) -> float | None:
+        """Share of the true attention mass on the tokens attended, mean over full-attention layers
+        and query heads; None unless `Session.measure_recall` was on."""
+        return self.recalled / self.recall_tokens if self.recall_tokens else None
 
     @property
     def prefill_tps(self) -> float | None:
@@ -75,8 +86,6 @@ class Session:
         self.tokens: list[int] = []
         self.stats = TurnStats()
         self.stop_reason: StopReason | None = None
-        self.attention = attention
-        self.budget = budget
         self._arena = RamArena(engine.geometry, engine.ctx)
         self._layers = engine.weights.layers.copy()
         for i, sketches in enumerate(self._arena.sketches):
@@ -85,16 +94,39 @@ class Session:
                 self._layers[i]["sketches"] = sketches.ctypes.data
                 self._layers[i]["head_bytes"] = sketches.strides[0]
         self._logits: Logits = np.zeros(0, np.float32)
+        # Chunks whose summaries, of the published rule, are up to date.
+        self._summed_chunks = 0
+        shapes = engine.geometry.layers
+        self._routed = [i for i, shape in enumerate(shapes) if shape.routed]
+        n_heads = max(layer.attention.n_heads for layer in engine.plan.layers)
+        self._recalls = np.ones((len(shapes), n_heads), np.float32)
+        self.attention = attention
+        self.budget = budget
+
+    @property
+    def measure_recall(self) -> bool:
+        """Whether `step` also measures the true attention mass that it attends (slow)."""
+        return bool(self._layers["recall"].any())
+
+    @measure_recall.setter
+    def measure_recall(self, value: bool) -> None:
+        for i in self._routed:
+            self._layers[i]["recall"] = self._recalls[i].ctypes.data if value else 0
 
     @property
     def attention(self) -> str:
-        """ "hga" or "dense": how single tokens attend; a prompt is always exact."""
+        """How single tokens attend, one of kvstore.route.RULES; a prompt is always exact."""
         return self._attention
 
     @attention.setter
     def attention(self, value: str) -> None:
-        if value not in ("hga", "dense"):
-            raise ValueError(f"attention {value!r} is not available: expected hga or dense")
+        if value not in RULES:
+            raise ValueError(f"unknown attention {value!r}: expected one of {', '.join(RULES)}")
+        if value == "hga-paper":
+            for i in self._routed:
+                summaries = self._arena.summaries(i)
+                self._layers[i]["summaries"] = summaries.ctypes.data
+                self._layers[i]["summary_bytes"] = summaries.strides[0]
         self._attention = value
 
     @property
@@ -104,7 +136,7 @@ class Session:
 
     @budget.setter
     def budget(self, value: str) -> None:
-        self._router = Router(Budget.parse(value))
+        self._parsed_budget = Budget.parse(value)
         self._budget = value
 
     @property
@@ -134,15 +166,15 @@ class Session:
         """One call of the kernel; the timeline grows by ids."""
         position = len(self.tokens)
         self._arena.reserve(position + len(ids))
-        route = (0, 0, 0)
+        limits = EVERYTHING
         if routed:
-            router = self._router
-            count = router.selected_groups(position + 1)
-            route = (count, router.sink_groups, router.window_groups)
+            limits = Router(self._attention, self._parsed_budget).limits(position + 1)
         block = np.asarray(ids, np.int64)
         if block.min() < 0 or block.max() >= self._engine.plan.vocab_size:
             raise ValueError(f"token ids must lie in 0..{self._engine.plan.vocab_size - 1}")
-        logits = self._forward.run(self._layers, block, position, n_logits, route)
+        logits = self._forward.run(
+            self._layers, block, position, n_logits, limits, self._summed_chunks
+        )
         self.tokens.extend(int(i) for i in ids)
         self.stats.kv_bytes = self._arena.allocated_bytes
         return logits
@@ -176,11 +208,28 @@ class Session:
         """Append one token as decoding does (routed unless attention is dense); its logits [V]."""
         self._check_room(1)
         start = time.perf_counter()
-        self._logits = self._run((token,), 1, self._attention == "hga")[0].copy()
+        self._recalls[:] = 1
+        self._logits = self._run((token,), 1, self._attention != "dense")[0].copy()
         self.stats.decode_s += time.perf_counter() - start
         self.stats.decode_tokens += 1
-        self.stats.attended += self._forward.attended / len(self._layers)
+        self._count_reads()
         return self._logits
+
+    def _count_reads(self) -> None:
+        """Add what the token just decoded read to the counters."""
+        stats, forward, geometry = self.stats, self._forward, self._engine.geometry
+        stats.attended += forward.attended / len(self._layers)
+        stats.read_bytes += forward.read_bytes
+        if forward.routed_layers and self._attention == "hga-paper":
+            self._summed_chunks = n_closed = len(self.tokens) // CHUNK_TOKENS
+            stats.index_bytes += geometry.summary_bytes(n_closed * CHUNK_TOKENS)
+        elif forward.routed_layers and self._attention == "hga":
+            stats.index_bytes += geometry.sketch_bytes(len(self.tokens))
+        if self.measure_recall:
+            shapes = self._engine.plan.layers
+            rows = [self._recalls[i, : shapes[i].attention.n_heads] for i in self._routed]
+            stats.recalled += float(np.concatenate(rows).mean())
+            stats.recall_tokens += 1
 
     def generate(
         self, sampler: TokenSampler, max_tokens: int, stop_ids: Collection[int]
@@ -206,11 +255,11 @@ class Session:
     def score(self, token_ids: Sequence[int]) -> Iterator[Logits]:
         """Append tokens, yielding the logits [n, V] after each, in order, by blocks.
 
-        With attention hga every token is decoded on its own. A yielded array is overwritten by
+        Unless attention is dense every token is decoded on its own. A yielded array is overwritten by
         the next.
         """
         self._check_room(len(token_ids))
-        if self._attention == "hga":
+        if self._attention != "dense":
             for token in token_ids:
                 yield self.step(token)[None]
             return
@@ -235,12 +284,16 @@ class Session:
         if n_tokens < len(self.tokens):
             del self.tokens[n_tokens:]
             self._arena.shrink(n_tokens)
+            self._summed_chunks = min(self._summed_chunks, n_tokens // CHUNK_TOKENS)
             self._logits = np.zeros(0, np.float32)
 
     def last_route(self) -> Route | None:
         """What the last `step` read in the last routed layer; None if it read everything."""
-        shapes = [s for s in self._engine.geometry.layers if s.routed]
-        return self._forward.last_route(shapes[-1].n_kv_heads) if shapes else None
+        if not self._routed:
+            return None
+        attention = self._engine.plan.layers[self._routed[-1]].attention
+        by_query = self._attention == "hga-paper"
+        return self._forward.last_route(attention.n_heads if by_query else attention.n_kv_heads)
 
     def close(self) -> None:
         """Free keys and values; the session cannot be used afterwards."""

@@ -13,7 +13,8 @@ from numba import carray, njit
 
 from . import attention as att
 from . import elementwise as ew
-from . import routing, sketch
+from . import sketch
+from .layer_route import lists_per_query_head, route
 from .simd import (
     load_scalar_f32,
     load_scalar_i32,
@@ -88,135 +89,127 @@ def rotate_and_append(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> 
             att.append(layer.pages, position, h, d, k, v)
             if layer.sketches != 0:
                 block = layer.sketches + h * layer.head_bytes
-                block += position // sketch.SKETCH_GROUP * sketch.block_bytes(d)
+                block += position // sketch.BLOCK_TOKENS * sketch.block_bytes(d)
                 sketch.rotate(k, d, private)
-                sketch.write_key(block, position % sketch.SKETCH_GROUP, private, d)
+                sketch.write_key(block, position % sketch.BLOCK_TOKENS, private, d)
 
 
 @njit(**JIT)
-def _split_groups(groups: Any, count: Any, n_groups: Any) -> Any:
-    """Turn `count` numbers of 16-token blocks into those of their 8-token groups, in place.
-
-    groups: address of ascending int32. Groups at or beyond n_groups do not exist. Returns their
-    number.
-    """
-    for i in range(count - 1, -1, -1):
-        first = 2 * load_scalar_i32(groups + 4 * i)
-        store_scalar_i32(groups + 8 * i, np.int32(first))
-        store_scalar_i32(groups + 8 * i + 4, np.int32(first + 1))
-    last = load_scalar_i32(groups + 4 * (2 * count - 1))
-    return 2 * count - 1 if last >= n_groups else 2 * count
+def _spans(count: Any) -> Any:
+    """Spans that hold `count` groups."""
+    return (count + att.SPAN_GROUPS - 1) // att.SPAN_GROUPS
 
 
 @njit(**JIT)
-def _route(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: Any) -> Any:
-    """Choose the groups of each KV head for a single token; returns the phase afterwards.
-
-    Blocks of 16 tokens are chosen and written as pairs of groups.
-    """
-    d, n_tokens = layer.head_dim, c.position + 1
-    n_groups, rows = (n_tokens + 15) >> 4, layer.n_heads // layer.n_kv_heads
-    for h in range(thread, layer.n_heads, n):
-        sketch.rotate(c.q + 4 * d * h, d, private)
-        sketch.write_query(private, d, c.queries + c.query_bytes * h)
-    phase = barrier(c.barrier, n, phase)
-    n_blocks = (n_groups + 15) >> 4
-    i0, i1 = share(layer.n_kv_heads * n_blocks, thread, n)
-    for item in range(i0, i1):
-        h, first = item // n_blocks, 16 * (item % n_blocks)
-        sketch.score_groups(
-            layer.sketches + h * layer.head_bytes,
+def _attend_list(
+    c: Any,
+    layer: Any,
+    groups: Any,
+    first: Any,
+    count: Any,
+    low: Any,
+    kv: Any,
+    head: Any,
+    rows: Any,
+    private: Any,
+    out: Any,
+) -> None:
+    """Partials at out of `rows` query heads from `head` on over one span of groups."""
+    d, high, top = layer.head_dim, c.position + 1, rows - 1
+    row_size = 4 * (att.PARTIAL_HEAD + d)
+    q = c.q + 4 * d * head
+    for r in range(0, rows, 4):
+        att.attend_span(
+            layer.pages,
+            groups,
             first,
-            n_tokens,
+            count,
+            kv,
             d,
-            c.queries + c.query_bytes * rows * h,
-            c.query_bytes,
-            rows,
-            c.scores + h * rows * c.score_bytes,
-            c.score_bytes,
+            q + 4 * d * r,
+            q + 4 * d * min(r + 1, top),
+            q + 4 * d * min(r + 2, top),
+            q + 4 * d * min(r + 3, top),
+            low,
+            low,
+            low,
+            low,
+            high,
+            high,
+            high,
+            high,
             private,
+            out + r * row_size,
+            row_size,
         )
-    phase = barrier(c.barrier, n, phase)
-    for h in range(thread, layer.n_kv_heads, n):
-        base = c.scores + (layer.n_heads + 2 * h) * c.score_bytes
-        routing.pool_shares(
-            c.scores + h * rows * c.score_bytes, c.score_bytes, rows, n_groups, base
-        )
-        count = routing.select_groups(
-            carray(as_pointer(base), n_groups, np.float32),
-            carray(as_pointer(base + c.score_bytes), n_groups, np.float32),
-            c.n_sinks,
-            n_groups - c.n_window,
-            c.n_select,
-            n_groups,
-            c.groups + h * c.group_bytes,
-        )
-        n_records = (n_tokens + att.GROUP_TOKENS - 1) // att.GROUP_TOKENS
-        count = _split_groups(c.groups + h * c.group_bytes, count, n_records)
-        store_scalar_i64(c.counts + 8 * h, count)
-    return barrier(c.barrier, n, phase)
 
 
 @njit(**JIT)
 def attend_token(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: Any) -> Any:
     """Attention of a single token, over all it sees or over the routed groups."""
-    d = layer.head_dim
-    rows = layer.n_heads // layer.n_kv_heads
-    low, high = 0, c.position + 1
+    d, low, n_groups = layer.head_dim, 0, c.position // att.GROUP_TOKENS + 1
     if layer.window > 0:
-        low = max(0, high - layer.window)
-    first_span, n_groups = low // att.SPAN_TOKENS, c.position // att.GROUP_TOKENS + 1
-    n_blocks = c.n_sinks + c.n_window + c.n_select
-    routed = layer.sketches != 0 and c.n_select > 0 and (n_groups + 1) >> 1 > n_blocks
+        low = max(0, c.position + 1 - layer.window)
+    routed = c.rule != 0 and layer.window == 0
+    routed = routed and n_groups > c.n_sinks + c.n_window + c.n_least
+    # A list of groups serves all query heads of a KV head, or one.
+    n_lists, first_span = layer.n_kv_heads, low // att.SPAN_TOKENS
     if routed:
-        phase = _route(c, layer, thread, n, phase, private)
-        n_groups = load_scalar_i64(c.counts)
-    n_spans = (n_groups + att.SPAN_GROUPS - 1) // att.SPAN_GROUPS - first_span
-    row_size = 4 * (att.PARTIAL_HEAD + d)
-    padded = (rows + 3) // 4 * 4
-    i0, i1 = share(layer.n_kv_heads * n_spans, thread, n)
-    for item in range(i0, i1):
-        h, first = item // n_spans, (first_span + item % n_spans) * att.SPAN_GROUPS
-        count = min(att.SPAN_GROUPS, n_groups - first)
-        groups = c.groups + h * c.group_bytes if routed else 0
-        for r in range(0, rows, 4):
-            q, top = c.q + 4 * d * rows * h, rows - 1
-            att.attend_span(
-                layer.pages,
-                groups,
-                first,
-                count,
-                h,
-                d,
-                q + 4 * d * r,
-                q + 4 * d * min(r + 1, top),
-                q + 4 * d * min(r + 2, top),
-                q + 4 * d * min(r + 3, top),
-                low,
-                low,
-                low,
-                low,
-                high,
-                high,
-                high,
-                high,
-                private,
-                c.partials + (item * padded + r) * row_size,
-                row_size,
-            )
+        phase = route(c, layer, n_groups, thread, n, phase, private)
+        if lists_per_query_head(c):
+            n_lists = layer.n_heads
+    rows = layer.n_heads // n_lists
+    padded, row_size = (rows + 3) // 4 * 4, 4 * (att.PARTIAL_HEAD + d)
+    most = _spans(n_groups) - first_span
+    n_items = n_lists * most
+    if routed:
+        most = n_items = 0
+        for i in range(n_lists):
+            spans = _spans(load_scalar_i64(c.counts + 8 * i))
+            n_items, most = n_items + spans, max(most, spans)
+    i0, i1 = share(n_items, thread, n)
+    item, groups, count = 0, np.int64(0), n_groups
+    for i in range(n_lists):
+        if routed:
+            groups, count = c.groups + i * c.group_bytes, load_scalar_i64(c.counts + 8 * i)
+        for span in range(first_span, _spans(count)):
+            if i0 <= item < i1:
+                first = span * att.SPAN_GROUPS
+                kv = i * layer.n_kv_heads // n_lists
+                out = c.partials + (i * most + span - first_span) * padded * row_size
+                width = min(att.SPAN_GROUPS, count - first)
+                _attend_list(c, layer, groups, first, width, low, kv, i * rows, rows, private, out)
+            item += 1
     phase = barrier(c.barrier, n, phase)
     for h in range(thread, layer.n_heads, n):
-        kv, r = h // rows, h % rows
+        i, r = h // rows, h % rows
+        if routed:
+            count = load_scalar_i64(c.counts + 8 * i)
         att.clear_partial(private, d)
-        for span in range(n_spans):
-            item = kv * n_spans + span
-            att.merge(private, c.partials + (item * padded + r) * row_size, d)
+        for span in range(_spans(count) - first_span):
+            att.merge(private, c.partials + ((i * most + span) * padded + r) * row_size, d)
         _finish_head(layer, private, c.mixed.values + 4 * layer.true_dim * h)
     if thread == 0:
-        # The last group is the one being filled.
-        read = (n_groups - 1) * att.GROUP_TOKENS + c.position % att.GROUP_TOKENS + 1
-        atomic_add(c.attended, min(high - low, read))
+        _count_read(c, layer, routed, n_lists, low, n_groups)
     return barrier(c.barrier, n, phase)
+
+
+@njit(**JIT)
+def _count_read(c: Any, layer: Any, routed: Any, n_lists: Any, low: Any, n_groups: Any) -> None:
+    """Add what the layer read to the call's counters."""
+    # The last group is the one being filled.
+    unfilled = att.GROUP_TOKENS - 1 - c.position % att.GROUP_TOKENS
+    n_read = n_lists * (n_groups - low // att.GROUP_TOKENS)
+    if routed:
+        n_read = 0
+        for i in range(n_lists):
+            n_read += load_scalar_i64(c.counts + 8 * i)
+    tokens = (n_read * att.GROUP_TOKENS) / n_lists - unfilled - low % att.GROUP_TOKENS
+    c.n_attended += tokens
+    c.n_read_groups += n_read
+    c.n_read_bytes += n_read * 32 * layer.head_dim
+    if routed:
+        c.n_routed += 1
 
 
 @njit(**JIT)

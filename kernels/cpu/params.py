@@ -31,8 +31,9 @@ LAYER = np.dtype(
     # experts: int64 [n_experts][3] tile addresses (gate, up, down); n_experts 0: dense
     + _fields(_I, "experts n_experts n_used norm_topk")
     # pages: int64 page address by chunk; sketches: of the keys, head_bytes apart per KV head
-    # (0: this layer is never routed)
-    + _fields(_I, "pages sketches head_bytes")
+    # (0: this layer is never routed); summaries: of chunks (kernels/cpu/published.py), 0: none;
+    # recall: float32 [H], 0: not measured
+    + _fields(_I, "pages sketches head_bytes summaries summary_bytes recall")
     + _fields(_F, "scale")
 )
 
@@ -47,9 +48,15 @@ CALL = np.dtype(
     + _fields(_I, "barrier next_item")
     # cos, sin: float32 [n_ropes][T][half], rope_bytes per RoPE, half_bytes per token
     + _fields(_I, "cos sin rope_bytes half_bytes")
-    # routing of a single token: groups chosen per KV head (0: all), sink and window groups;
-    # attended: int64 count of tokens read, summed over layers
-    + _fields(_I, "n_select n_sinks n_window attended")
+    # routing of a single token (kernels/cpu/layer_route.py): rule (0: none), groups always read at
+    # the start and at the end, fewest and most groups chosen between them
+    + _fields(_I, "rule n_sinks n_window n_least n_most")
+    # published rule: chunks opened, chunks summed up before this call; cos and sin of turns by
+    # -63..63 positions: float32 [n_ropes][127][half], turn_bytes per RoPE
+    + _fields(_I, "n_chunks summed_chunks turn_cos turn_sin turn_bytes")
+    # counted by a single token, summed over layers: groups and bytes of keys and values read (a
+    # group of one KV head is one), layers that routed
+    + _fields(_I, "n_read_groups n_read_bytes n_routed")
     # float32 buffers: residual [T, hidden], projections, router logits [T, E16], up [T, F]
     # raw_q, raw_k, raw_v: heads as the model has them, where they are not of whole 32 dimensions
     + _fields(_I, "residual q k v raw_q raw_k raw_v proj up router_logits")
@@ -60,5 +67,7 @@ CALL = np.dtype(
     + _fields(_I, "queries query_bytes scores score_bytes groups group_bytes counts partials")
     # private scratch: address of thread 0's, bytes per thread
     + _fields(_I, "private private_bytes")
-    + _fields(_F, "eps embed_scale")
+    # missed: mean share that a route may leave unread; n_attended: tokens attended, summed over
+    # layers, mean over heads
+    + _fields(_F, "eps embed_scale missed n_attended")
 )

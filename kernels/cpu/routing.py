@@ -1,9 +1,10 @@
-"""The choice of groups that a KV head reads, from estimated attention mass.
+"""The choice of groups that a KV head reads, from the attention mass of each.
 
 Scores are log masses per query head and group (kernels/cpu/sketch.py); a group's share is its part
-of the head's whole estimated mass, sinks and window included. A group ranks by the largest share
-that a query head of the KV head gives it, so that one selection serves them all: shares, not
-logits, so that heads of different temperature count alike (docs/method.md).
+of the head's whole mass, sinks and window included. A group ranks by the largest share that a query
+head of the KV head gives it, so that one selection serves them all: shares, not logits, so that
+heads of different temperature count alike (docs/method.md). Shares are positive floats, whose bits
+order as integers do: a threshold is found by bisecting the bits.
 """
 
 from typing import Any
@@ -13,8 +14,9 @@ from numba import njit
 
 from .simd import (
     add,
-    exp,
+    exp_coarse,
     load_f32,
+    mask_lanes,
     maximum,
     mul,
     reduce_add,
@@ -24,20 +26,31 @@ from .simd import (
     store_scalar_i32,
     sub,
 )
+from .simd_bits import (
+    bits_of_float,
+    count_bits,
+    float_of_bits,
+    lanes_at_least,
+    lowest_bit,
+    where_below,
+)
 
 JIT = {"nogil": True, "error_model": "numpy"}
 
 
 @njit(**JIT)
-def pool_shares(scores: Any, row_bytes: Any, n_rows: Any, n_groups: Any, pooled: Any) -> None:
-    """pooled[g] = the largest share that a query head gives group g.
+def pool_shares(
+    scores: Any, row_bytes: Any, n_rows: Any, n_groups: Any, pooled: Any, means: Any
+) -> None:
+    """pooled[g], means[g] = the largest and the mean share that the query heads give group g.
 
     scores: float32 rows, row_bytes apart, of n_groups rounded up to 16 log masses (about -1e30
-    past the end); pooled: float32 of the same length.
+    past the end), overwritten; pooled, means: float32 of the same length.
     """
     end = (n_groups + 15) // 16 * 64
     for i in range(0, end, 64):
         store_f32(pooled + i, splat_f32(np.float32(0)))
+        store_f32(means + i, splat_f32(np.float32(0)))
     for r in range(n_rows):
         row = scores + r * row_bytes
         top = load_f32(row)
@@ -46,71 +59,136 @@ def pool_shares(scores: Any, row_bytes: Any, n_rows: Any, n_groups: Any, pooled:
         top = splat_f32(reduce_max(top))
         total = splat_f32(np.float32(0))
         for i in range(0, end, 64):
-            e = exp(sub(load_f32(row + i), top))
+            e = exp_coarse(sub(load_f32(row + i), top))
             total = add(total, e)
             store_f32(row + i, e)
         inverse = splat_f32(np.float32(1) / reduce_add(total))
+        part = splat_f32(np.float32(1) / np.float32(n_rows))
         for i in range(0, end, 64):
             share = mul(load_f32(row + i), inverse)
             store_f32(pooled + i, maximum(share, load_f32(pooled + i)))
+            store_f32(means + i, add(load_f32(means + i), mul(share, part)))
 
 
 @njit(**JIT)
-def _nth_largest(values: Any, n: Any, k: Any) -> Any:
-    """The k-th largest (1 is the largest) of values[:n], which is reordered."""
-    low, high, want = 0, n - 1, k - 1
-    while low < high:
-        pivot = values[(low + high) >> 1]
-        i, j = low, high
-        while i <= j:
-            while values[i] > pivot:
-                i += 1
-            while values[j] < pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if want <= j:
-            high = j
-        elif want >= i:
-            low = i
+def _hide(shares: Any, start: Any, end: Any, other: Any) -> None:
+    """Put `other` at groups start..end."""
+    i = start // 16 * 16
+    while i < end:
+        low, high = np.int32(max(start - i, 0)), np.int32(min(end - i, 16))
+        # Lanes inside low..high are replaced: two calls keep what lies on either side.
+        v = load_f32(shares + 4 * i)
+        left = mask_lanes(v, other, np.int32(0), low)
+        if high < 16:
+            right = mask_lanes(v, np.float32(0), high, np.int32(16))
+            left = add(mask_lanes(left, np.float32(0), np.int32(0), high), right)
+        store_f32(shares + 4 * i, left)
+        i += 16
+
+
+@njit(**JIT)
+def count_at_least(shares: Any, n_groups: Any, limit: Any) -> Any:
+    """Groups with a share of at least limit."""
+    count = 0
+    for i in range(0, 4 * n_groups, 64):
+        count += count_bits(lanes_at_least(load_f32(shares + i), limit))
+    return count
+
+
+@njit(**JIT)
+def _mass_below(shares: Any, means: Any, n_groups: Any, limit: Any) -> Any:
+    """Sum of means over the groups whose share is below limit."""
+    total = splat_f32(np.float32(0))
+    for i in range(0, 4 * n_groups, 64):
+        total = add(total, where_below(load_f32(shares + i), limit, load_f32(means + i)))
+    return reduce_add(total)
+
+
+@njit(**JIT)
+def threshold_of_count(shares: Any, n_groups: Any, count: Any) -> Any:
+    """The count-th largest share (1 is the largest), count >= 1."""
+    low, high = np.int64(0), np.int64(bits_of_float(np.float32(2)))
+    # At least `count` groups reach low, fewer reach high.
+    while high - low > 1:
+        middle = (low + high) >> 1
+        if count_at_least(shares, n_groups, float_of_bits(np.int32(middle))) >= count:
+            low = middle
         else:
-            return values[want]
-    return values[want]
+            high = middle
+    return float_of_bits(np.int32(low))
+
+
+@njit(**JIT)
+def threshold_of_mass(shares: Any, means: Any, n_groups: Any, missed: Any) -> Any:
+    """The largest limit below which the groups' means add up to at most `missed`."""
+    low, high = np.int64(0), np.int64(bits_of_float(np.float32(2)))
+    while high - low > 1:
+        middle = (low + high) >> 1
+        if _mass_below(shares, means, n_groups, float_of_bits(np.int32(middle))) <= missed:
+            low = middle
+        else:
+            high = middle
+    return float_of_bits(np.int32(low))
 
 
 @njit(**JIT)
 def select_groups(
-    pooled: Any, spare: Any, first: Any, last: Any, n_select: Any, n_groups: Any, out: Any
+    shares: Any,
+    means: Any,
+    first: Any,
+    last: Any,
+    n_groups: Any,
+    n_least: Any,
+    n_most: Any,
+    missed: Any,
+    out: Any,
 ) -> Any:
-    """Write the always-on groups 0..first and last..n_groups and the n_select best between them.
+    """Write the always-on groups 0..first and last..n_groups and the best between them.
 
-    pooled: scores of all groups; spare: scratch of the same length; out: address of int32, filled
-    in ascending order. Equal scores: the earlier group. Returns the number written.
+    Between n_least and n_most are chosen: as few of the largest shares as leave groups whose means
+    add up to at most `missed`. shares, means: float32 of n_groups rounded up to 16, shares are
+    overwritten; out: address of int32, filled in ascending order. Equal shares: the earlier group.
+    Returns the number written.
     """
-    count, n = 0, last - first
+    # A negative share is below every limit.
+    _hide(shares, 0, first, np.float32(-1))
+    _hide(shares, last, (n_groups + 15) // 16 * 16, np.float32(-1))
+    _hide(means, 0, first, np.float32(0))
+    _hide(means, last, (n_groups + 15) // 16 * 16, np.float32(0))
+    n_least, n_most = min(n_least, last - first), min(n_most, last - first)
+    count = 0
     for g in range(first):
         store_scalar_i32(out + 4 * count, np.int32(g))
         count += 1
-    take = min(n_select, n)
-    if take > 0:
-        for g in range(n):
-            spare[g] = pooled[first + g]
-        threshold = _nth_largest(spare, n, take)
-        ties = take
-        for g in range(first, last):
-            if pooled[g] > threshold:
-                ties -= 1
-        for g in range(first, last):
-            keep = pooled[g] > threshold
-            if not keep and pooled[g] == threshold and ties > 0:
-                keep = True
-                ties -= 1
-            if keep:
-                store_scalar_i32(out + 4 * count, np.int32(g))
-                count += 1
+    if n_most > 0:
+        take, limit = n_most, np.float32(0)
+        if n_least < n_most:
+            limit = threshold_of_mass(shares, means, n_groups, missed)
+            take = min(max(count_at_least(shares, n_groups, limit), n_least), n_most)
+        if take > 0:
+            count = _collect(shares, n_groups, take, out, count)
     for g in range(last, n_groups):
         store_scalar_i32(out + 4 * count, np.int32(g))
         count += 1
+    return count
+
+
+@njit(**JIT)
+def _collect(shares: Any, n_groups: Any, take: Any, out: Any, count: Any) -> Any:
+    """Append the `take` groups of the largest shares to out; returns the new count."""
+    limit = threshold_of_count(shares, n_groups, take)
+    above = float_of_bits(np.int32(bits_of_float(limit) + np.int32(1)))
+    ties = take - count_at_least(shares, n_groups, above)
+    for i in range(0, n_groups, 16):
+        v = load_f32(shares + 4 * i)
+        kept, sure = lanes_at_least(v, limit), lanes_at_least(v, above)
+        while kept != 0:
+            bit = lowest_bit(kept)
+            kept &= kept - 1
+            if (sure >> bit) & 1 == 0:
+                if ties == 0:
+                    continue
+                ties -= 1
+            store_scalar_i32(out + 4 * count, np.int32(i + bit))
+            count += 1
     return count

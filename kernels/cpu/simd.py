@@ -24,6 +24,11 @@ _U8X64 = ir.VectorType(_I8, 64)
 _F16X16 = ir.VectorType(_F16, 16)
 
 
+# `exp_coarse`: one octave of the exponent field, and the field of 2^-0.043.
+COARSE_STEP = 2.0**23 * 1.4426950408889634
+COARSE_OFFSET = 2.0**23 * (127 - 0.043)
+
+
 class VectorType(types.Type):  # type: ignore[misc]
     """Numba type of a vector held in registers."""
 
@@ -295,6 +300,18 @@ def exp(b: Any, x: Any) -> Any:
 
 
 @_op(f32x16, f32x16)
+def exp_coarse(b: Any, x: Any) -> Any:
+    """e^x to 3 %, by straight lines between powers of two; x is held to -86..0."""
+    low, high = _const(_F32X16, -86.0), _const(_F32X16, 0.0)
+    x = b.select(b.fcmp_ordered(">", x, low), x, low)
+    x = b.select(b.fcmp_ordered("<", x, high), x, high)
+    # 2^(i + f) is read off the bits of a float as 2^i (1 + f); the offset centres the error.
+    step, offset = _const(_F32X16, COARSE_STEP), _const(_F32X16, COARSE_OFFSET)
+    bits = _call(b, "llvm.fma.v16f32", _F32X16, x, step, offset)
+    return b.bitcast(b.fptosi(bits, _I32X16), _F32X16)
+
+
+@_op(f32x16, f32x16)
 def log(b: Any, x: Any) -> Any:
     """Natural logarithm to about 1e-7, for normal x >= 1."""
     bits = b.bitcast(x, _I32X16)
@@ -360,6 +377,18 @@ def add_i32(b: Any, x: Any, y: Any) -> Any:
     return b.add(x, y)
 
 
+def _shift_right(bits: int) -> Any:
+    @_op(i32x16, i32x16)
+    def shift_right(b: Any, x: Any) -> Any:
+        """x / 2^bits, rounded down."""
+        return b.ashr(x, _const(_I32X16, bits))
+
+    return shift_right
+
+
+shift_right_2, shift_right_4, shift_right_6 = (_shift_right(n) for n in (2, 4, 6))
+
+
 @_op(f32x16, i32x16)
 def to_f32(b: Any, x: Any) -> Any:
     """int32 to float32."""
@@ -383,6 +412,12 @@ def store_as_i8(b: Any, p: Any, v: Any) -> Any:
 def reduce_add_i32(b: Any, v: Any) -> Any:
     """Sum of the lanes."""
     return _call(b, "llvm.vector.reduce.add.v16i32", _I32, v)
+
+
+@_op(types.void, _address, types.int64)
+def store_scalar_u8(b: Any, p: Any, v: Any) -> Any:
+    """Write the low byte."""
+    b.store(b.trunc(v, _I8), b.inttoptr(p, _I8.as_pointer()))
 
 
 @_op(types.int64, _address)

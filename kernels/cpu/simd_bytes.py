@@ -60,14 +60,13 @@ or_bits_0, or_bits_2, or_bits_4, or_bits_6 = (_two_bits(s) for s in (0, 2, 4, 6)
 def _bit_pair(shift: int) -> Any:
     @_op(u8x64, u8x64)
     def bit_pair(b: Any, v: Any) -> Any:
-        """Bits `shift` and `shift` + 1 of each byte."""
-        moved = b.lshr(b.bitcast(v, _I32X16), _const(_I32X16, shift))
-        return b.and_(b.bitcast(moved, _U8X64), _const(_U8X64, 3))
+        """Bits `shift` and `shift` + 1 of each byte, where they stand."""
+        return b.and_(v, _const(_U8X64, 3 << shift))
 
     return bit_pair
 
 
-two_bits_0, two_bits_2, two_bits_4, two_bits_6 = (_bit_pair(s) for s in (0, 2, 4, 6))
+bit_pair_0, bit_pair_2, bit_pair_4, bit_pair_6 = (_bit_pair(s) for s in (0, 2, 4, 6))
 
 
 @_op(u8x64, u8x64, _address)

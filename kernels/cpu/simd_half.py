@@ -101,6 +101,17 @@ def load_e4m3(b: Any, p: Any) -> Any:
 E4M3_UNIT = 2.0**120
 
 
+@_op(f32x16, _address)
+def load_u4m4(b: Any, p: Any) -> Any:
+    """16 unsigned bytes of four exponent and four fraction bits; 0 is 0, 16 is 2^-7, 255 is 248."""
+    wide = b.zext(_load(b, p, ir.VectorType(_I8, 16)), _I32X16)
+    moved = b.bitcast(b.shl(wide, _const(_I32X16, 19)), _F32X16)
+    return b.fmul(moved, _const(_F32X16, U4M4_UNIT))
+
+
+U4M4_UNIT = 2.0**119
+
+
 @_op(types.float32, _address)
 def load_scalar_f16(b: Any, p: Any) -> Any:
     """One float16, widened."""

@@ -25,14 +25,27 @@ def rotate(x: F32) -> F32:
     return np.asarray(blocks @ (matrix / np.sqrt(size)), np.float32).reshape(x.shape)
 
 
+def exp_coarse(x: NDArray[np.floating]) -> NDArray[np.float64]:
+    """e^x to 3 %, for x <= 0: straight lines between powers of two."""
+    octaves = np.maximum(x, -86.0).astype(np.float64) * np.log2(np.e) - 0.043
+    whole = np.floor(octaves)
+    return np.asarray(2.0**whole * (1 + octaves - whole), np.float64)
+
+
+def round_scale(scale: F32) -> F32:
+    """The nearest float of four exponent bits (2^-7 to 2^7) and four fraction bits; 0 stays 0."""
+    fraction, exponent = np.frexp(scale)
+    rounded = np.ldexp(np.rint(fraction * 32) / 32, exponent)
+    return np.where(scale > 0, np.clip(rounded, 2.0**-7, 248.0), 0).astype(np.float32)
+
+
 def sketch_keys(k: F32) -> tuple[NDArray[np.int64], F32]:
-    """Codes 0..3 [..., D] and float16-rounded scales [...] of rotated keys k [..., D]."""
+    """Codes 0..3 [..., D] and rounded scales [...] of rotated keys k [..., D]."""
     y = rotate(k)
-    scale = (_STEP * np.abs(y).mean(-1)).astype(np.float32)
+    scale = round_scale((_STEP * np.abs(y).mean(-1)).astype(np.float32))
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = np.where(scale[..., None] > 0, y / scale[..., None], 0)
-    codes = np.clip(np.floor(steps) + 2, 0, 3).astype(np.int64)
-    return codes, scale.astype(np.float16).astype(np.float32)
+    return np.clip(np.floor(steps) + 2, 0, 3).astype(np.int64), scale
 
 
 def sketch_query(q: F32) -> tuple[NDArray[np.int64], F32]:
@@ -44,45 +57,63 @@ def sketch_query(q: F32) -> tuple[NDArray[np.int64], F32]:
     return codes.astype(np.int64), scale
 
 
+def group_masses(logits: NDArray[np.float64], group_tokens: int) -> NDArray[np.float64]:
+    """Log mass [..., groups] of logits [..., S]; the last group may be partial."""
+    n_groups = -(-logits.shape[-1] // group_tokens)
+    out = np.full((*logits.shape[:-1], n_groups), -np.inf)
+    for g in range(n_groups):
+        part = logits[..., g * group_tokens : (g + 1) * group_tokens]
+        top = part.max(-1, keepdims=True)
+        out[..., g] = top[..., 0] + np.log(exp_coarse(part - top).sum(-1))
+    return out
+
+
 def log_masses(q: F32, k: F32, group_tokens: int) -> NDArray[np.float64]:
     """Estimated log mass [H, groups] of q [H, D] (scaled) over keys k [S, G, D].
 
-    The last group may be partial. Query head h reads KV head h // (H / G).
+    Query head h reads KV head h // (H / G).
     """
     codes, scales = sketch_keys(k)
     query, query_scale = sketch_query(q)
     rows = q.shape[0] // k.shape[1]
-    n_groups = -(-len(k) // group_tokens)
-    out = np.full((len(q), n_groups), -np.inf)
+    logits = np.empty((len(q), len(k)))
     for head in range(len(q)):
         values = (codes[:, head // rows] - 1.5) @ query[head]
-        logits = values * scales[:, head // rows].astype(np.float64) * query_scale[head]
-        for g in range(n_groups):
-            part = logits[g * group_tokens : (g + 1) * group_tokens]
-            out[head, g] = part.max() + np.log(np.exp(part - part.max()).sum())
-    return out
+        logits[head] = values * scales[:, head // rows].astype(np.float64) * query_scale[head]
+    return group_masses(logits, group_tokens)
 
 
-def pooled_shares(masses: NDArray[np.float64], n_kv_heads: int) -> NDArray[np.float64]:
-    """Largest share [G, groups] that a query head of each KV head gives every group."""
-    shares = np.exp(masses - masses.max(-1, keepdims=True))
-    shares /= shares.sum(-1, keepdims=True)
-    return np.asarray(shares.reshape(n_kv_heads, -1, masses.shape[1]).max(1), np.float64)
+def shares(masses: NDArray[np.float64], n_kv_heads: int) -> NDArray[np.float64]:
+    """Shares [G, H / G, groups] of log masses [H, groups] in each query head's whole mass."""
+    part = exp_coarse(masses - masses.max(-1, keepdims=True))
+    part /= part.sum(-1, keepdims=True)
+    return part.reshape(n_kv_heads, -1, masses.shape[1])
 
 
 def select(
-    pooled: NDArray[np.float64], n_select: int, n_sinks: int, n_window: int
+    part: NDArray[np.float64],
+    n_sinks: int,
+    n_window: int,
+    n_least: int,
+    n_most: int,
+    missed: float = 0.0,
 ) -> tuple[tuple[int, ...], ...]:
     """Groups read by each KV head, ascending: sinks, window and the best between them.
 
-    pooled [G, groups]; equal shares: the earlier group. Everything, if that is no more.
+    part [G, R, groups]: shares of the R query heads of a KV head. A group ranks by its largest
+    share (equal: the earlier); as few are chosen, from n_least to n_most, as leave groups whose
+    mean shares add up to at most `missed`. Everything, where that is no more than the least.
     """
-    n_groups = pooled.shape[1]
-    if n_groups <= n_sinks + n_window + n_select:
-        return tuple(tuple(range(n_groups)) for _ in pooled)
+    n_groups = part.shape[2]
+    if n_groups <= n_sinks + n_window + n_least:
+        return tuple(tuple(range(n_groups)) for _ in part)
     last = n_groups - n_window
     routes = []
-    for row in pooled:
-        best = np.argsort(-row[n_sinks:last], kind="stable")[:n_select] + n_sinks
+    for head in part:
+        order = np.argsort(-head.max(0)[n_sinks:last], kind="stable") + n_sinks
+        mean = head.mean(0)[order]
+        left = np.append(mean[::-1].cumsum()[::-1], 0)
+        take = int(np.argmax(left <= missed))
+        best = order[: min(max(take, n_least), n_most)]
         routes.append((*range(n_sinks), *map(int, np.sort(best)), *range(last, n_groups)))
     return tuple(routes)

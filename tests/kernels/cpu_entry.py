@@ -205,6 +205,16 @@ def exp(x):
 
 
 @njit
+def _exp_coarse(x, n, out):
+    for i in range(0, n, 16):
+        simd.store_f32(out + 4 * i, simd.exp_coarse(simd.load_f32(x + 4 * i)))
+
+
+def exp_coarse(x):
+    return fill(_exp_coarse, len(x), x, len(x))
+
+
+@njit
 def _log(x, n, out):
     for i in range(0, n, 16):
         simd.store_f32(out + 4 * i, simd.log(simd.load_f32(x + 4 * i)))
@@ -280,14 +290,13 @@ def rotate(x):
 
 
 def sketch_keys(k):
-    """uint8 [G, groups, block bytes] of keys [S, G, D], 0xFF where nothing was written; groups
-    are rounded up to 16."""
+    """uint8 [G, blocks, block bytes] of keys [S, G, D], 0xFF where nothing was written."""
     n_tokens, n_heads, d = k.shape
-    blocks = np.full((n_heads, -(-n_tokens // 256) * 16, 4 * d + 32), 255, np.uint8)
+    blocks = np.full((n_heads, -(-n_tokens // 128), 32 * d + 128), 255, np.uint8)
     for head in range(n_heads):
         for token in range(n_tokens):
-            block, y = blocks[head, token // 16], rotate(k[token, head])
-            run(sketch.write_key, block, token % 16, y, d)
+            block, y = blocks[head, token // 128], rotate(k[token, head])
+            run(sketch.write_key, block, token % 128, y, d)
     return blocks
 
 
@@ -301,30 +310,36 @@ def sketch_queries(q):
 
 
 def log_masses(blocks, n_tokens, queries):
-    """float32 [rows, groups] of the blocks [groups, bytes] of one KV head and its queries."""
+    """float32 [rows, groups] of the blocks [blocks, bytes] of one KV head and its queries."""
     n_rows, d = len(queries), queries.shape[1] - 64
-    out = np.full((n_rows + 1, len(blocks)), CANARY, np.float32)
-    spare = np.full(129, CANARY, np.float32)
-    for first in range(0, len(blocks), 16):
-        head = (blocks, first, n_tokens, d, queries, queries.strides[0], n_rows)
-        run(sketch.score_groups, *head, out, out.strides[0], spare)
+    out = np.full((n_rows + 1, 16 * len(blocks)), CANARY, np.float32)
+    spare = np.full(513, CANARY, np.float32)
+    for b, block in enumerate(blocks):
+        head = (block, n_tokens - 128 * b, d, queries, queries.strides[0], n_rows)
+        run(sketch.score_block, *head, out[:, 16 * b :].ctypes.data, out.strides[0], spare)
     assert (out[-1] == CANARY).all() and spare[-1] == CANARY, "written past the end"
     return out[:-1]
 
 
 def pool_shares(masses, n_groups):
-    """float32 [groups] of log masses [rows, groups rounded up to 16]."""
-    head = (masses.copy(), masses.strides[0], len(masses), n_groups)
-    return fill(routing.pool_shares, masses.shape[1], *head)[:n_groups]
+    """Largest and mean shares float32 [groups] of log masses [rows, groups rounded up to 16]."""
+    width = masses.shape[1]
+    out = np.full((2, width + 16), CANARY, np.float32)
+    run(routing.pool_shares, masses.copy(), masses.strides[0], len(masses), n_groups, *out)
+    assert (out[:, width:] == CANARY).all(), "written past the end"
+    return out[:, :n_groups]
 
 
-def select_groups(pooled, first, last, n_select):
-    """The groups read, of shares [groups]."""
-    n_groups = len(pooled)
+def select_groups(shares, means, first, last, least, most, missed=0.0):
+    """The groups read, of shares and means [groups]."""
+    n_groups = len(shares)
+    padded = np.full((2, -(-n_groups // 16) * 16 + 16), CANARY, np.float32)
+    padded[:, :n_groups] = shares, means
     out = np.full(n_groups + 1, -1, np.int32)
-    select = compiled(routing.select_groups)
-    count = select(pooled, np.zeros_like(pooled), first, last, n_select, n_groups, out.ctypes.data)
+    where = (first, last, n_groups, least, most, np.float32(missed))
+    count = run(routing.select_groups, *padded, *where, out)
     assert (out[count:] == -1).all(), "written past the count"
+    assert (padded[:, -16:] == CANARY).all(), "written past the groups"
     return tuple(int(g) for g in out[:count])
 
 

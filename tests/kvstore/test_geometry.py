@@ -24,8 +24,15 @@ def test_sizes_of_a_known_model() -> None:
     assert geometry.record_bytes(0) == 4 << 10
     assert geometry.page_bytes(0) == 4 * 8 * 4 << 10
     assert geometry.chunk_bytes == 48 * 128 << 10
-    # Two bits a dimension and a float16 scale: 34 bytes per key and KV head.
-    assert geometry.sketch_bytes(65536) == 48 * 4 * 65536 * 34
+    # Two bits a dimension and a byte of scale: 33 bytes per key and KV head, 6.4 % of 512.
+    assert geometry.sketch_bytes(65536) == 48 * 4 * 65536 * 33
+    assert geometry.summary_bytes(65536) == 48 * 4 * 1024 * 5 * 128 * 4
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_sketches_take_less_than_a_fourteenth_of_keys_and_values(head_dim: int) -> None:
+    geometry = Geometry((LayerShape(1, head_dim, routed=True),))
+    assert geometry.sketch_bytes(1 << 16) <= 0.07 * 4 * head_dim * (1 << 16)
 
 
 @given(shapes=SHAPES)
@@ -46,10 +53,10 @@ def test_records_tile_the_pages_and_pages_the_chunk(shapes: list[LayerShape]) ->
 def test_sketches_come_in_whole_blocks(shapes: list[LayerShape], n_tokens: int) -> None:
     geometry = Geometry(tuple(shapes))
     for layer, shape in enumerate(shapes):
-        per_key = shape.head_dim // 4 + 2
+        per_key = shape.head_dim // 4 + 1
         size = geometry.sketch_head_bytes(layer, n_tokens)
-        assert size % (256 * per_key) == 0
-        assert n_tokens * per_key <= size < (n_tokens + 256) * per_key
+        assert size % (128 * per_key) == 0
+        assert n_tokens * per_key <= size < (n_tokens + 128) * per_key
     routed = [i for i, shape in enumerate(shapes) if shape.routed]
     expected = sum(shapes[i].n_kv_heads * geometry.sketch_head_bytes(i, n_tokens) for i in routed)
     assert geometry.sketch_bytes(n_tokens) == expected

@@ -8,7 +8,7 @@ import pytest
 
 from hga.kernels import ops
 from hga.kernels.formats import FORMATS
-from hga.kvstore import geometry
+from hga.kvstore import geometry, route
 from hga.runtime import forward, weights
 
 
@@ -28,14 +28,18 @@ def test_forward_pass() -> None:
 
 
 def test_geometry() -> None:
-    from hga.kernels.cpu import attention, sketch
+    from hga.kernels.cpu import attention, layer_route, published, sketch
 
     assert geometry.CHUNK_TOKENS == attention.CHUNK_TOKENS
     assert geometry.GROUP_TOKENS == attention.GROUP_TOKENS
-    assert geometry.SKETCH_GROUP == sketch.SKETCH_GROUP
+    assert sketch.GROUP_TOKENS == attention.GROUP_TOKENS
+    assert geometry.GROUPS_PER_BLOCK == sketch.BLOCK_GROUPS
+    assert geometry.VECTORS_PER_CHUNK == published.VECTORS
     shape = geometry.Geometry((geometry.LayerShape(1, 96, routed=True),))
-    blocks = geometry.GROUPS_PER_BLOCK
-    assert shape.sketch_head_bytes(0, 1) == blocks * sketch.block_bytes(96)
+    assert shape.sketch_head_bytes(0, 1) == sketch.block_bytes(96)
+    rules = {"hga": layer_route.SKETCHED, "hga-paper": layer_route.PUBLISHED,
+             "oracle": layer_route.ORACLE}  # fmt: skip
+    assert {name: route.RULES.index(name) for name in rules} == rules
 
 
 def test_weights() -> None:

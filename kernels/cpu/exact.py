@@ -1,0 +1,104 @@
+"""The true attention mass of every group: what `--attention oracle` ranks by, and what the share of
+a route is measured against. For evaluation: it reads every key."""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from .attention import GROUP_TOKENS, record
+from .simd import (
+    add,
+    add_halves,
+    exp,
+    fma,
+    load_f32,
+    load_scalar_f32,
+    load_scalar_i32,
+    log,
+    mask_lanes,
+    maximum,
+    reduce_max,
+    splat_f32,
+    splat_halves,
+    store_f32,
+    store_scalar_f32,
+    sub,
+)
+from .simd_half import load_f16
+
+JIT = {"nogil": True, "error_model": "numpy"}
+
+BLOCK_GROUPS = 16
+
+
+@njit(**JIT)
+def _logits(keys: Any, head_dim: Any, q: Any) -> Any:
+    """q.k of the 8 keys of a group in lanes 0-7 (and again in 8-15)."""
+    total = splat_f32(np.float32(0))
+    for d in range(0, head_dim, 2):
+        pair = splat_halves(load_scalar_f32(q + 4 * d), load_scalar_f32(q + 4 * d + 4))
+        total = fma(load_f16(keys + 2 * GROUP_TOKENS * d), pair, total)
+    return add_halves(total, total)
+
+
+@njit(**JIT)
+def _log_mass(logits: Any) -> Any:
+    """Logarithm of the sum of e^x over the tokens of 16 groups; logits float32 [8 i][16 groups]."""
+    top = load_f32(logits)
+    for i in range(64, 512, 64):
+        top = maximum(load_f32(logits + i), top)
+    total = splat_f32(np.float32(0))
+    for i in range(0, 512, 64):
+        total = add(total, exp(sub(load_f32(logits + i), top)))
+    return add(top, log(total))
+
+
+@njit(**JIT)
+def score_block(
+    pages: Any,
+    first: Any,
+    n_tokens: Any,
+    head: Any,
+    head_dim: Any,
+    q: Any,
+    n_rows: Any,
+    out: Any,
+    out_row: Any,
+    spare: Any,
+) -> None:
+    """Log mass of the 16 groups first… for n_rows query heads, as sketch.score_block gives it.
+
+    q: float32 [n_rows][D], scaled; n_tokens are cached in all. spare: scratch of 576 bytes.
+    """
+    n_groups = min(BLOCK_GROUPS, (n_tokens + GROUP_TOKENS - 1) // GROUP_TOKENS - first)
+    for r in range(n_rows):
+        for i in range(0, 512, 64):
+            store_f32(spare + i, splat_f32(np.float32(-1e30)))
+        for g in range(n_groups):
+            keys = record(pages, first + g, head, head_dim)
+            seen = min(GROUP_TOKENS, n_tokens - (first + g) * GROUP_TOKENS)
+            store_f32(spare + 512, _logits(keys, head_dim, q + 4 * head_dim * r))
+            for i in range(seen):
+                store_scalar_f32(spare + 64 * i + 4 * g, load_scalar_f32(spare + 512 + 4 * i))
+        masses = mask_lanes(_log_mass(spare), np.float32(-1e30), np.int32(0), np.int32(n_groups))
+        store_f32(out + r * out_row, masses)
+
+
+@njit(**JIT)
+def captured(masses: Any, n_groups: Any, groups: Any, count: Any) -> Any:
+    """The share of `count` listed groups in the whole mass; masses: log masses of n_groups,
+    rounded up to 16 with about -1e30, overwritten."""
+    end = (n_groups + 15) // 16 * 64
+    top = load_f32(masses)
+    for i in range(64, end, 64):
+        top = maximum(load_f32(masses + i), top)
+    top = splat_f32(reduce_max(top))
+    for i in range(0, end, 64):
+        store_f32(masses + i, exp(sub(load_f32(masses + i), top)))
+    whole = read = 0.0
+    for g in range(n_groups):
+        whole += load_scalar_f32(masses + 4 * g)
+    for i in range(count):
+        read += load_scalar_f32(masses + 4 * np.int64(load_scalar_i32(groups + 4 * i)))
+    return np.float32(read / whole)
