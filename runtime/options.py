@@ -74,8 +74,8 @@ class Options:
 
     `ctx` is the longest timeline in tokens (None: the model's own, bounded by memory), `threads`
     the compute threads (None: the machine's cores), `mem` the byte budget for weights, KV, indices
-    and scratch together (None: no limit), `attention` how single tokens attend (hga, hga-paper or dense), and
-    `budget` what `parse_budget` takes.
+    and scratch together (None: no limit), `attention` how single tokens attend (hga,
+    hga-paper or dense), and `budget` what `parse_budget` takes.
     Raises OptionError on a value that this version cannot honour.
     """
 

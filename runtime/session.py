@@ -255,8 +255,8 @@ class Session:
     def score(self, token_ids: Sequence[int]) -> Iterator[Logits]:
         """Append tokens, yielding the logits [n, V] after each, in order, by blocks.
 
-        Unless attention is dense every token is decoded on its own. A yielded array is overwritten by
-        the next.
+        Unless attention is dense every token is decoded on its own. A yielded array is overwritten
+        by the next.
         """
         self._check_room(len(token_ids))
         if self._attention != "dense":

@@ -2,7 +2,7 @@
 
 T = 1 is a decode step. Threads split rows of products and rows of tokens and meet at a barrier
 where one reads what another wrote. Every token's arithmetic is the same for any T and any number
-of threads; only a routed single token reads less (c.n_select).
+of threads; only a routed single token reads less (c.rule).
 """
 
 from typing import Any

@@ -9,7 +9,7 @@ a model whose heads are not so has them widened with zeros on the way in and cut
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
+from numba import njit
 
 from . import attention as att
 from . import elementwise as ew
@@ -17,13 +17,10 @@ from . import sketch
 from .layer_route import lists_per_query_head, route
 from .simd import (
     load_scalar_f32,
-    load_scalar_i32,
     load_scalar_i64,
     store_scalar_f32,
-    store_scalar_i32,
-    store_scalar_i64,
 )
-from .sync import as_pointer, atomic_add, barrier
+from .sync import atomic_add, barrier
 
 JIT = {"nogil": True, "error_model": "numpy"}
 

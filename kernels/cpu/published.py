@@ -1,4 +1,4 @@
-"""The published routing rule (arXiv 2606.30709; `--attention hga-paper`), a baseline for evaluation.
+"""The published routing rule (arXiv 2606.30709; `--attention hga-paper`), a baseline to compare.
 
 A chunk of 64 tokens and a group of 16 are each summed up by one vector per KV head: pairs of
 dimensions that turn by more than half a radian within a chunk by the sum of the rotated keys, the

@@ -1,4 +1,4 @@
-"""Comparisons and bits of the SIMD vocabulary: lanes that reach a limit, floats seen as integers."""
+"""Comparisons and bits of the SIMD vocabulary: lanes that reach a limit, floats as integers."""
 
 from typing import Any
 

@@ -85,18 +85,30 @@ def test_log_masses() -> None:
                 )
                 for s in range(16 * group, min(40, 16 * group + 16))
             ]
-            assert got[head, group] == pytest.approx(math.log(sum(map(math.exp, logits))))
+            # The exponential is coarse: 3 % of the mass.
+            expected = math.log(sum(map(math.exp, logits)))
+            assert got[head, group] == pytest.approx(expected, abs=0.035)
 
 
-def test_pooled_shares() -> None:
+def test_shares() -> None:
     masses = np.log(np.array([[1.0, 3.0], [2.0, 2.0], [5.0, 0.0001]]))
-    got = sketch.pooled_shares(np.concatenate([masses, masses[:1]]), 2)
-    np.testing.assert_allclose(got[0], [0.5, 0.75])
-    np.testing.assert_allclose(got[1], [1.0, 0.75], rtol=1e-4)
+    got = sketch.shares(np.concatenate([masses, masses[:1]]), 2)
+    np.testing.assert_allclose(got[0], [[0.25, 0.75], [0.5, 0.5]], atol=0.015)
+    np.testing.assert_allclose(got[1], [[1, 0], [0.25, 0.75]], atol=0.015)
+    np.testing.assert_allclose(got.sum(2), 1)
+
+
+def test_rounded_scales() -> None:
+    scales = np.float32([0, 1e-9, 2**-7, 1, 1 + 1 / 16, 1.03, 1.04, 200, 1e9])
+    got = sketch.round_scale(scales)
+    assert got.tolist() == [0, 2**-7, 2**-7, 1, 1 + 1 / 16, 1, 1 + 1 / 16, 200, 248]
 
 
 def test_select() -> None:
-    pooled = np.array([[9.0, 1, 2, 3, 2, 1, 0, 9], [0.0, 0, 0, 0, 0, 0, 0, 0]])
-    assert sketch.select(pooled, 2, 1, 1) == ((0, 2, 3, 7), (0, 1, 2, 7))
-    assert sketch.select(pooled, 6, 1, 1) == (tuple(range(8)),) * 2
-    assert sketch.select(pooled, 100, 4, 16) == (tuple(range(8)),) * 2
+    part = np.array([[9.0, 1, 2, 3, 2, 1, 0, 9], [0.0, 0, 0, 0, 0, 0, 0, 0]])[:, None]
+    assert sketch.select(part, 1, 1, 2, 2) == ((0, 2, 3, 7), (0, 1, 2, 7))
+    assert sketch.select(part, 1, 1, 6, 6) == (tuple(range(8)),) * 2
+    assert sketch.select(part, 4, 16, 100, 100) == (tuple(range(8)),) * 2
+    # As few as leave 3 of the mass between the windows unread, within limits.
+    assert sketch.select(part, 1, 1, 0, 6, 3.0) == ((0, 2, 3, 4, 7), (0, 7))
+    assert sketch.select(part, 1, 1, 1, 2, 3.0) == ((0, 2, 3, 7), (0, 1, 7))
