@@ -204,6 +204,13 @@ def load_splat_i32(b: Any, p: Any) -> Any:
     return _splat(b, _load(b, p, _I32))
 
 
+@_op(types.void, _address)
+def prefetch(b: Any, p: Any) -> Any:
+    """Ask for the cache line at p, into the second-level cache; any address will do."""
+    line = b.inttoptr(p, _I8.as_pointer())
+    _call(b, "llvm.prefetch.p0", ir.VoidType(), line, _I32(0), _I32(2), _I32(1))
+
+
 # --- float arithmetic ---------------------------------------------------------------------------
 
 
@@ -325,11 +332,15 @@ def mask_lanes(b: Any, x: Any, other: Any, low: Any, high: Any) -> Any:
 
 
 @_op(f32x16, f32x16, f32x16)
-def add_halves(b: Any, x: Any, y: Any) -> Any:
-    """Lane i plus lane 8 + i: of x in lanes 0-7, of y in lanes 8-15."""
-    low = ir.Constant(_I32X16, [*range(8), *range(16, 24)])
-    high = ir.Constant(_I32X16, [*range(8, 16), *range(24, 32)])
-    return b.fadd(b.shuffle_vector(x, y, low), b.shuffle_vector(x, y, high))
+def low_halves(b: Any, x: Any, y: Any) -> Any:
+    """Lanes 0-7 of x, then of y."""
+    return b.shuffle_vector(x, y, ir.Constant(_I32X16, [*range(8), *range(16, 24)]))
+
+
+@_op(f32x16, f32x16, f32x16)
+def high_halves(b: Any, x: Any, y: Any) -> Any:
+    """Lanes 8-15 of x, then of y."""
+    return b.shuffle_vector(x, y, ir.Constant(_I32X16, [*range(8, 16), *range(24, 32)]))
 
 
 @_op(f32x16, types.float32, types.float32)
@@ -349,6 +360,13 @@ def mask_halves(b: Any, x: Any, other: Any, low0: Any, high0: Any, low1: Any, hi
     high = b.shuffle_vector(_splat(b, high0), _splat(b, high1), halves)
     inside = b.and_(b.icmp_signed(">=", lane, low), b.icmp_signed("<", lane, high))
     return b.select(inside, x, _splat(b, other))
+
+
+@_op(f32x16, f32x16, types.float32, f32x16)
+def where_above(b: Any, x: Any, limit: Any, value: Any) -> Any:
+    """value in the lanes where x > limit, 0 elsewhere."""
+    above = b.fcmp_ordered(">", x, _splat(b, limit))
+    return b.select(above, value, _const(_F32X16, 0.0))
 
 
 # --- integers and conversions -------------------------------------------------------------------
