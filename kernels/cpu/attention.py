@@ -31,6 +31,7 @@ from .simd import (
     mask_halves,
     maximum,
     mul,
+    prefetch,
     reduce_add,
     reduce_max,
     splat_f32,
@@ -84,7 +85,10 @@ def expand_query(q: Any, head_dim: Any, out: Any) -> None:
 
 @njit(**JIT)
 def _scores4(k0: Any, k1: Any, head_dim: Any, q: Any, out: Any) -> None:
-    """q.k of two groups of 8 keys for four expanded queries into 16 columns of out."""
+    """q.k of two groups of 8 keys for four expanded queries into 16 columns of out.
+
+    The values of the groups, which follow the keys, are fetched meanwhile.
+    """
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = splat_f32(np.float32(0))
     row = 32 * head_dim
     for i in range(0, 16 * head_dim, 32):
@@ -97,6 +101,8 @@ def _scores4(k0: Any, k1: Any, head_dim: Any, q: Any, out: Any) -> None:
         a2, b2 = fma(u, x, a2), fma(v, x, b2)
         x = load_f32(p + 3 * row)
         a3, b3 = fma(u, x, a3), fma(v, x, b3)
+        prefetch(k0 + 16 * head_dim + i)
+        prefetch(k1 + 16 * head_dim + i)
     store_f32(out, add(low_halves(a0, b0), high_halves(a0, b0)))
     store_f32(out + SCORE_ROW, add(low_halves(a1, b1), high_halves(a1, b1)))
     store_f32(out + 2 * SCORE_ROW, add(low_halves(a2, b2), high_halves(a2, b2)))
@@ -105,14 +111,25 @@ def _scores4(k0: Any, k1: Any, head_dim: Any, q: Any, out: Any) -> None:
 
 @njit(**JIT)
 def _values4(
-    v0: Any, v1: Any, t0: Any, t1: Any, head_dim: Any, p: Any, out: Any, out_row: Any
+    record0: Any,
+    record1: Any,
+    t0: Any,
+    t1: Any,
+    head_dim: Any,
+    p: Any,
+    out: Any,
+    out_row: Any,
+    next0: Any,
+    next1: Any,
 ) -> None:
     """out[row] += sum over tokens t0..t1 of p[row][t] * value[t], four rows.
 
-    Token t is the t-th of two groups, whose values begin at v0 and v1.
+    Token t is the t-th of the two groups of record0 and record1. The keys of two records to come,
+    next0 and next1, are fetched meanwhile.
     """
     token_bytes = 2 * head_dim
-    v1 -= 8 * token_bytes
+    v0, v1 = record0 + 8 * token_bytes, record1
+    next1 -= 512
     for b in range(0, token_bytes, 64):
         o = out + 2 * b
         a0, b0 = load_f32(o), load_f32(o + 64)
@@ -130,6 +147,7 @@ def _values4(
             a2, b2 = fma(low, x, a2), fma(high, x, b2)
             x = load_splat_f32(s + 3 * SCORE_ROW)
             a3, b3 = fma(low, x, a3), fma(high, x, b3)
+            prefetch((next0 if t < 8 else next1) + 8 * b + 64 * t)
         store_f32(o, a0)
         store_f32(o + 64, b0)
         store_f32(o + out_row, a1)
@@ -141,23 +159,42 @@ def _values4(
 
 
 @njit(**JIT)
-def softmax_row(s: Any, n_vectors: Any, partial: Any) -> None:
-    """Turn the scores of a span into weights, exactly 0 where masked.
+def _weigh(p: Any, top: Any, total: Any) -> Any:
+    """Turn 16 scores into weights; returns total plus these."""
+    x = load_f32(p)
+    e = where_above(x, VISIBLE, exp(sub(x, top)))
+    store_f32(p, e)
+    return add(total, e)
 
-    Their maximum (NEGATIVE where all are masked) and sum go to partial.
+
+@njit(**JIT)
+def _store_head(head: Any, top: Any, total: Any) -> None:
+    store_scalar_f32(head, top)
+    store_scalar_f32(head + 4, reduce_add(total))
+
+
+@njit(**JIT)
+def softmax4(s: Any, n_vectors: Any, heads: Any, heads_row: Any) -> None:
+    """Turn four rows of the scores of a span into weights, exactly 0 where masked.
+
+    A row's maximum (NEGATIVE where all is masked) and sum go to `heads`, rows heads_row bytes
+    apart. Rows go side by side because one alone waits for itself.
     """
-    top = splat_f32(NEGATIVE)
-    for i in range(n_vectors):
-        top = maximum(load_f32(s + 64 * i), top)
-    m = reduce_max(top)
-    total, top = splat_f32(np.float32(0)), splat_f32(m)
-    for i in range(n_vectors):
-        x = load_f32(s + 64 * i)
-        e = where_above(x, VISIBLE, exp(sub(x, top)))
-        total = add(total, e)
-        store_f32(s + 64 * i, e)
-    store_scalar_f32(partial, m)
-    store_scalar_f32(partial + 4, reduce_add(total))
+    a = b = c = d = splat_f32(NEGATIVE)
+    for p in range(s, s + 64 * n_vectors, 64):
+        a, b = maximum(load_f32(p), a), maximum(load_f32(p + SCORE_ROW), b)
+        c = maximum(load_f32(p + 2 * SCORE_ROW), c)
+        d = maximum(load_f32(p + 3 * SCORE_ROW), d)
+    m0, m1, m2, m3 = reduce_max(a), reduce_max(b), reduce_max(c), reduce_max(d)
+    a, b, c, d = splat_f32(m0), splat_f32(m1), splat_f32(m2), splat_f32(m3)
+    t0 = t1 = t2 = t3 = splat_f32(np.float32(0))
+    for p in range(s, s + 64 * n_vectors, 64):
+        t0, t1 = _weigh(p, a, t0), _weigh(p + SCORE_ROW, b, t1)
+        t2, t3 = _weigh(p + 2 * SCORE_ROW, c, t2), _weigh(p + 3 * SCORE_ROW, d, t3)
+    _store_head(heads, m0, t0)
+    _store_head(heads + heads_row, m1, t1)
+    _store_head(heads + 2 * heads_row, m2, t2)
+    _store_head(heads + 3 * heads_row, m3, t3)
 
 
 @njit(**JIT)
@@ -167,91 +204,79 @@ def _group(groups: Any, i: Any) -> Any:
 
 
 @njit(**JIT)
-def _score_pair(
-    pages: Any, g0: Any, g1: Any, head: Any, d: Any, q: Any, rows: Any, low: Any, high: Any, s: Any
-) -> None:
-    """Masked scores of the tokens of two groups; g1 < 0: there is no second one."""
-    k0 = k1 = record(pages, g0, head, d)
-    if g1 >= 0:
-        k1 = record(pages, g1, head, d)
-    for r in range(0, rows, 4):
-        _scores4(k0, k1, d, q + 32 * d * r, s + SCORE_ROW * r)
-    # Of an absent group nothing is visible.
-    start0, start1 = GROUP_TOKENS * g0, GROUP_TOKENS * g1 if g1 >= 0 else high
+def _mask_pair(s: Any, rows: Any, start0: Any, start1: Any, low: Any, high: Any) -> None:
+    """Mask what lies outside low..high of the scores of two groups at positions start0, start1."""
     if min(start0, start1) < low or max(start0, start1) + GROUP_TOKENS > high:
         low0, high0 = np.int32(low - start0), np.int32(high - start0)
         low1, high1 = np.int32(low - start1), np.int32(high - start1)
-        for at in range(s, s + SCORE_ROW * ((rows + 3) & ~3), SCORE_ROW):
+        for at in range(s, s + SCORE_ROW * rows, SCORE_ROW):
             store_f32(at, mask_halves(load_f32(at), NEGATIVE, low0, high0, low1, high1))
 
 
 @njit(**JIT)
-def _value_pair(
-    pages: Any,
-    g0: Any,
-    g1: Any,
-    head: Any,
-    d: Any,
-    s: Any,
-    rows: Any,
-    low: Any,
-    high: Any,
-    out: Any,
-    out_row: Any,
-) -> None:
-    """out[row] += weighted values of the visible tokens of two groups; g1 as above."""
-    v0 = v1 = record(pages, g0, head, d) + 16 * d
-    t0, t1 = max(0, low - GROUP_TOKENS * g0), min(GROUP_TOKENS, high - GROUP_TOKENS * g0)
-    if g1 >= 0:
-        v1 = record(pages, g1, head, d) + 16 * d
-        visible = min(GROUP_TOKENS, high - GROUP_TOKENS * g1)
-        if visible > 0:
-            t1 = GROUP_TOKENS + visible
-        if t0 >= GROUP_TOKENS:
-            t0 = GROUP_TOKENS + max(0, low - GROUP_TOKENS * g1)
-    for r in range(0, rows, 4):
-        _values4(v0, v1, t0, t1, d, s + SCORE_ROW * r, out + out_row * r, out_row)
+def _visible_tokens(start0: Any, start1: Any, low: Any, high: Any) -> Any:
+    """The range of the 16 tokens of two groups that holds all visible ones."""
+    t0, t1 = max(0, low - start0), min(GROUP_TOKENS, high - start0)
+    if t0 >= GROUP_TOKENS:
+        t0 = GROUP_TOKENS + max(0, low - start1)
+    if start1 < high:
+        t1 = GROUP_TOKENS + min(GROUP_TOKENS, high - start1)
+    return t0, t1
 
 
 @njit(**JIT)
 def attend_span(
     pages: Any,
     groups: Any,
-    first: Any,
     n_groups: Any,
+    first: Any,
     head: Any,
     head_dim: Any,
     q: Any,
-    rows: Any,
+    n_rows: Any,
     low: Any,
     high: Any,
     scores: Any,
     partial: Any,
     partial_row: Any,
 ) -> None:
-    """Partial attention of the query heads of a KV head over n_groups (at most 32) groups.
+    """Partial attention of the query heads of a KV head over a span of up to 32 groups.
 
-    groups: address of ascending int32 group numbers, or 0 for first, first + 1, …; first is even.
-    The rows see positions low..high. q: queries of `expand_query`, float32 [R][8 D]; R is rows
-    rounded up to 4. scores: scratch, R rows SCORE_ROW bytes apart. partial: float32 [R][16 + D].
+    groups: address of n_groups ascending int32 group numbers, or 0 for 0, 1, …; the span begins
+    with the one at index `first`, which is even. Positions low..high are visible. q: queries of
+    `expand_query`, float32 [R][8 D]; R is n_rows rounded up to 4. scores: scratch, R rows of
+    SCORE_ROW bytes. partial: float32 [R][16 + D], rows partial_row bytes apart.
     """
-    begin = 0
+    rows, values, end = (n_rows + 3) & ~3, partial + 4 * PARTIAL_HEAD, n_groups - first
+    end, begin, last = min(SPAN_GROUPS, end), 0, n_groups - 1
     if groups == 0:
         begin = max(0, low // GROUP_TOKENS - first) & ~1
-    for i in range(begin, n_groups, 2):
-        g0 = _group(groups, first + i)
-        g1 = _group(groups, first + i + 1) if i + 1 < n_groups else -1
-        _score_pair(pages, g0, g1, head, head_dim, q, rows, low, high, scores + 32 * i)
-    n_vectors, values = (n_groups + 1 - begin) >> 1, partial + 4 * PARTIAL_HEAD
-    for r in range((rows + 3) & ~3):
-        softmax_row(scores + SCORE_ROW * r + 32 * begin, n_vectors, partial + partial_row * r)
+    for i in range(begin, end, 2):
+        g0, g1 = _group(groups, first + i), _group(groups, min(first + i + 1, last))
+        k0, k1 = record(pages, g0, head, head_dim), record(pages, g1, head, head_dim)
+        for r in range(0, rows, 4):
+            s = scores + SCORE_ROW * r + 32 * i
+            _scores4(k0, k1, head_dim, q + 32 * head_dim * r, s)
+        # Nothing is visible of a group that is not there.
+        start1 = GROUP_TOKENS * g1 if i + 1 < end else high
+        _mask_pair(scores + 32 * i, rows, GROUP_TOKENS * g0, start1, low, high)
+    for r in range(0, rows, 4):
+        s, p = scores + SCORE_ROW * r + 32 * begin, partial + partial_row * r
+        softmax4(s, (end + 1 - begin) >> 1, p, partial_row)
+    for r in range(rows):
         for d in range(0, 4 * head_dim, 64):
             store_f32(values + partial_row * r + d, splat_f32(np.float32(0)))
-    for i in range(begin, n_groups, 2):
-        g0 = _group(groups, first + i)
-        g1 = _group(groups, first + i + 1) if i + 1 < n_groups else -1
-        s = scores + 32 * i
-        _value_pair(pages, g0, g1, head, head_dim, s, rows, low, high, values, partial_row)
+    for i in range(begin, end, 2):
+        g0, g1 = _group(groups, first + i), _group(groups, min(first + i + 1, last))
+        start1 = GROUP_TOKENS * g1 if i + 1 < end else high
+        t0, t1 = _visible_tokens(GROUP_TOKENS * g0, start1, low, high)
+        v0, v1 = record(pages, g0, head, head_dim), record(pages, g1, head, head_dim)
+        ahead = first + SPAN_GROUPS + i
+        next0 = record(pages, _group(groups, min(ahead, last)), head, head_dim)
+        next1 = record(pages, _group(groups, min(ahead + 1, last)), head, head_dim)
+        for r in range(0, rows, 4):
+            s, p = scores + SCORE_ROW * r + 32 * i, values + partial_row * r
+            _values4(v0, v1, t0, t1, head_dim, s, p, partial_row, next0, next1)
 
 
 @njit(**JIT)

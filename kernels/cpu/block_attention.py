@@ -177,12 +177,14 @@ def attend_tile(
             if t0 < t1:
                 s = scores + SCORE_ROW * r
                 _score_rows(queries + QUERY_ROW * r, count, wide, t0, t1, head_dim, s)
+                a, b = t0 // WIDTH * WIDTH, (t1 + WIDTH - 1) // WIDTH * WIDTH
                 for i in range(count):
-                    at = position + min(r + i, n_rows - 1) // rows - start
-                    a, b = t0 // WIDTH * WIDTH, (t1 + WIDTH - 1) // WIDTH * WIDTH
-                    s = scores + SCORE_ROW * (r + i)
-                    _mask_row(s, a, b, _first_visible(at + start, window) - start, at + 1)
-                    att.softmax_row(s + 4 * a, (b - a) >> 4, s + 4 * SPAN_TOKENS)
+                    at = position + min(r + i, n_rows - 1) // rows
+                    visible = _first_visible(at, window) - start
+                    _mask_row(s + SCORE_ROW * i, a, b, visible, at + 1 - start)
+                for i in range(0, count, 4):
+                    heads = s + SCORE_ROW * i + 4 * SPAN_TOKENS
+                    att.softmax4(s + SCORE_ROW * i + 4 * a, (b - a) >> 4, heads, SCORE_ROW)
             r += count
         _widen_values(pages, begin, stop, head, head_dim, wide)
         r = 0

@@ -185,8 +185,8 @@ def attend_token(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: A
         att.attend_span(
             layer.pages,
             c.groups + h * c.group_bytes if routed else 0,
+            n_groups,
             first,
-            min(att.SPAN_GROUPS, n_groups - first),
             h,
             d,
             queries,

@@ -291,14 +291,22 @@ def exp(b: Any, x: Any) -> Any:
     low, high = _const(_F32X16, -87.0), _const(_F32X16, 88.0)
     x = b.select(b.fcmp_ordered(">", x, low), x, low)
     x = b.select(b.fcmp_ordered("<", x, high), x, high)
-    n = _call(b, "llvm.rint.v16f32", _F32X16, b.fmul(x, _const(_F32X16, 1.4426950408889634)))
-    r = _call(b, "llvm.fma.v16f32", _F32X16, n, _const(_F32X16, -0.693145751953125), x)
-    r = _call(b, "llvm.fma.v16f32", _F32X16, n, _const(_F32X16, -1.4286068202862268e-06), r)
-    poly = _const(_F32X16, 1.0 / 720)
-    for c in (1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0):
-        poly = _call(b, "llvm.fma.v16f32", _F32X16, poly, r, _const(_F32X16, c))
-    power = b.shl(b.fptosi(n, _I32X16), _const(_I32X16, 23))
-    return b.bitcast(b.add(b.bitcast(poly, _I32X16), power), _F32X16)
+
+    def fma(x: Any, y: Any, z: Any) -> Any:
+        y, z = (_const(_F32X16, c) if isinstance(c, float) else c for c in (y, z))
+        return _call(b, "llvm.fma.v16f32", _F32X16, x, y, z)
+
+    # Adding 1.5 * 2^23 rounds to an integer n and leaves it in the low bits.
+    shifted = fma(x, 1.4426950408889634, 12582912.0)
+    n = b.fsub(shifted, _const(_F32X16, 12582912.0))
+    r = fma(n, -1.4286068202862268e-06, fma(n, -0.693145751953125, x))
+    # The series to the sixth power, in pairs: a chain of dependent steps is what costs.
+    square = b.fmul(r, r)
+    high = fma(square, 1.0 / 720, fma(r, 1.0 / 120, 1.0 / 24))
+    high = fma(high, square, fma(r, 1.0 / 6, 0.5))
+    series = fma(high, square, b.fadd(r, _const(_F32X16, 1.0)))
+    power = b.shl(b.bitcast(shifted, _I32X16), _const(_I32X16, 23))
+    return b.bitcast(b.add(b.bitcast(series, _I32X16), power), _F32X16)
 
 
 @_op(f32x16, f32x16)

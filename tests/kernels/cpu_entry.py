@@ -250,7 +250,7 @@ class Pages:
 
 
 def attend_span(pages, head, q, low, high, first, n_groups, groups=None):
-    """Partials float32 [R, 16 + D] of rows q [R, D] over groups first..first + n_groups."""
+    """Partials float32 [R, 16 + D] of rows q [R, D] over the span at index first of n_groups."""
     rows, d = q.shape
     padded = (rows + 3) // 4 * 4
     queries = np.full((padded, 8 * d), np.nan, np.float32)
@@ -259,7 +259,7 @@ def attend_span(pages, head, q, low, high, first, n_groups, groups=None):
     scores = np.full(padded * scratch.SCORE_ROW // 4 + 16, np.nan, np.float32)
     scores[-16:] = CANARY
     partial = np.full((padded, scratch.PARTIAL_HEAD + d), np.nan, np.float32)
-    where = (pages.table, 0 if groups is None else groups, first, n_groups, head, d)
+    where = (pages.table, 0 if groups is None else groups, n_groups, first, head, d)
     run(att.attend_span, *where, queries, rows, low, high, scores, partial, partial.strides[0])
     assert (scores[-16:] == CANARY).all(), "written past the scores"
     return partial[:rows]

@@ -24,16 +24,7 @@ def attend(cpu: ModuleType, pages, q, position: int, window: int, groups=None) -
         for head in range(pages.kv_heads):
             rows = slice(head * share, (head + 1) * share)
             partials = [
-                cpu.attend_span(
-                    pages,
-                    head,
-                    token[rows],
-                    low,
-                    high,
-                    start,
-                    min(SPAN_GROUPS, n_groups - start),
-                    groups,
-                )
+                cpu.attend_span(pages, head, token[rows], low, high, start, n_groups, groups)
                 for start in range(first, n_groups, SPAN_GROUPS)
             ]
             for j in range(share):
@@ -155,7 +146,7 @@ def partials(cpu: ModuleType, n: int) -> list[np.ndarray]:
     k *= np.repeat(np.linspace(0.2, 4, n), 256)[:, None, None].astype(np.float32)
     q = cases.queries(case, 1)[0]
     pages = cpu.Pages(k, v)
-    return [cpu.attend_span(pages, 0, q, 0, 256 * n, 32 * i, 32)[0] for i in range(n)]
+    return [cpu.attend_span(pages, 0, q, 0, 256 * n, 32 * i, 32 * n)[0] for i in range(n)]
 
 
 def test_spans_merge_in_any_order(cpu: ModuleType) -> None:
@@ -190,7 +181,7 @@ def test_a_span_without_visible_tokens_is_neutral(cpu: ModuleType, low: int, hig
     k, v = cases.keys_and_values(case)
     q = cases.queries(case, 1)[0]
     pages = cpu.Pages(k, v)
-    first, second = (cpu.attend_span(pages, 0, q, low, high, g, 32) for g in (0, 32))
+    first, second = (cpu.attend_span(pages, 0, q, low, high, g, 64) for g in (0, 32))
     seen = np.zeros((1, 512), bool)
     seen[:, low:high] = True
     expected = reference.attend(q[None], k, v, seen)[0]
