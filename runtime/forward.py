@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hga.kernels.cpu import scratch
 from hga.kernels.cpu.params import CALL
 from hga.kernels.ops import Backend
 from hga.kvstore.geometry import GROUP_TOKENS, GROUPS_PER_BLOCK, padded_head_dim
@@ -22,11 +23,7 @@ BLOCK_TOKENS = 512
 # Rows of logits of one call.
 LOGIT_ROWS = 32
 
-# Mirrors of kernel constants (kernels/cpu/attention.py, layer_attention.py, layer_mlp.py), checked
-# by a test.
-_SPAN_TOKENS = 256
-_PARTIAL_HEAD = 16
-_TILE_TOKENS = 16
+# Mirror of a kernel constant (kernels/cpu/layer_mlp.py), checked by a test.
 _GATHER_TOKENS = 64
 _LINE = 64
 
@@ -89,7 +86,6 @@ class ForwardPass:
         rows = max(a.n_heads // a.n_kv_heads for a in attention)
         widest = max(padded_head_dim(a.head_dim) for a in attention)
         heads_dim, kv_dim = n_heads * widest, n_kv * widest
-        row_bytes = 4 * (_PARTIAL_HEAD + widest)
         # Rows of activations and experts per layer: a dense layer is one slot.
         act = max(
             layer.mlp.width * (layer.mlp.n_experts_used if isinstance(layer.mlp, MoePlan) else 1)
@@ -116,18 +112,20 @@ class ForwardPass:
         c["chosen"], c["weights"] = take(4 * t * used), take(4 * t * used)
         c["starts"], c["order"] = take(4 * (experts + 1)), take(4 * t * used)
         groups = _round_up(-(-ctx // GROUP_TOKENS), GROUPS_PER_BLOCK)
-        spans = -(-ctx // _SPAN_TOKENS) + 1
+        spans = -(-ctx // scratch.SPAN_TOKENS) + 1
         c["score_bytes"], c["group_bytes"] = 4 * groups, 4 * groups
-        c["scores"], c["groups"] = (
-            take(4 * groups * (n_heads + 2 * n_kv)),
-            take(4 * groups * n_heads),
-        )
+        c["scores"] = take(4 * groups * (n_heads + 2 * n_kv))
+        c["groups"] = take(4 * groups * n_heads)
         c["counts"] = take(8 * n_heads)
         c["query_bytes"] = widest + _LINE
         c["queries"] = take(n_heads * int(c["query_bytes"]))
         # Four rows at a time, of a KV head's query heads or of one query head's.
-        c["partials"] = take(max(n_kv * _round_up(rows, 4), 4 * n_heads) * spans * row_bytes)
-        tile = 4 * (4 * _SPAN_TOKENS + 32 * widest) + (4 + _TILE_TOKENS * rows) * row_bytes
+        lists = max(n_kv * _round_up(rows, 4), 4 * n_heads)
+        c["partials"] = take(lists * spans * scratch.partial_bytes(widest))
+        tile = max(
+            scratch.attention_bytes(a.n_heads // a.n_kv_heads, padded_head_dim(a.head_dim))
+            for a in attention
+        )
         gather = _GATHER_TOKENS * 4 * max(plan.hidden, width) if moes else 0
         c["private_bytes"] = _round_up(max(tile, gather), 4096)
         c["private"] = take(self._backend.n_threads * int(c["private_bytes"]))

@@ -6,8 +6,9 @@ Group = 8 tokens of one KV head, keys and values adjacent, float16 (docs/format.
 A page is one chunk of 64 tokens of a layer: [KV head][8 groups]. Attention runs over spans of 32
 groups; a span gives a partial softmax (maximum, sum, weighted values), spans merge in order. A
 row (one query head of one token) is computed alike whatever rows or threads stand beside it, so
-that prefill, decode and any thread count agree to the bit: a score is the sum over the even
-dimensions plus the sum over the odd ones, values are added token after token.
+that prefill (block_attention.py), decode and any thread count agree to the bit: a score is the sum
+over the even dimensions plus the sum over the odd ones, weights add up in 16 lanes, and values are
+added token after token.
 """
 
 from typing import Any
@@ -15,19 +16,22 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from .scratch import PARTIAL_HEAD, SCORE_ROW, SPAN_TOKENS
 from .simd import (
     add,
-    add_halves,
     exp,
     fma,
+    high_halves,
     load_f32,
     load_scalar_f32,
     load_scalar_i32,
     load_scalar_i64,
     load_splat_f32,
+    low_halves,
     mask_halves,
     maximum,
     mul,
+    prefetch,
     reduce_add,
     reduce_max,
     splat_f32,
@@ -35,6 +39,7 @@ from .simd import (
     store_f32,
     store_scalar_f32,
     sub,
+    where_above,
 )
 from .simd_half import load_f16, store_f16, store_scalar_f16
 
@@ -42,11 +47,10 @@ JIT = {"nogil": True, "error_model": "numpy"}
 
 GROUP_TOKENS = 8
 CHUNK_TOKENS = 64
-SPAN_GROUPS = 32
-SPAN_TOKENS = SPAN_GROUPS * GROUP_TOKENS
-# Floats of a partial besides its D values: maximum and sum, padded to a vector.
-PARTIAL_HEAD = 16
+SPAN_GROUPS = SPAN_TOKENS // GROUP_TOKENS
+# A score that is masked, and what every other score lies above.
 NEGATIVE = np.float32(-1e30)
+VISIBLE = np.float32(-1e29)
 
 
 @njit(**JIT)
@@ -80,12 +84,15 @@ def expand_query(q: Any, head_dim: Any, out: Any) -> None:
 
 
 @njit(**JIT)
-def _scores4(k: Any, k1: Any, head_dim: Any, q: Any, out: Any, out_row: Any) -> None:
-    """q.k of two groups of 8 keys for four expanded queries into 16 columns of out."""
+def _scores4(k0: Any, k1: Any, head_dim: Any, q: Any, out: Any) -> None:
+    """q.k of two groups of 8 keys for four expanded queries into 16 columns of out.
+
+    The values of the groups, which follow the keys, are fetched meanwhile.
+    """
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = splat_f32(np.float32(0))
     row = 32 * head_dim
     for i in range(0, 16 * head_dim, 32):
-        u, v, p = load_f16(k + i), load_f16(k1 + i), q + 2 * i
+        u, v, p = load_f16(k0 + i), load_f16(k1 + i), q + 2 * i
         x = load_f32(p)
         a0, b0 = fma(u, x, a0), fma(v, x, b0)
         x = load_f32(p + row)
@@ -94,18 +101,35 @@ def _scores4(k: Any, k1: Any, head_dim: Any, q: Any, out: Any, out_row: Any) -> 
         a2, b2 = fma(u, x, a2), fma(v, x, b2)
         x = load_f32(p + 3 * row)
         a3, b3 = fma(u, x, a3), fma(v, x, b3)
-    store_f32(out, add_halves(a0, b0))
-    store_f32(out + out_row, add_halves(a1, b1))
-    store_f32(out + 2 * out_row, add_halves(a2, b2))
-    store_f32(out + 3 * out_row, add_halves(a3, b3))
+        prefetch(k0 + 16 * head_dim + i)
+        prefetch(k1 + 16 * head_dim + i)
+    store_f32(out, add(low_halves(a0, b0), high_halves(a0, b0)))
+    store_f32(out + SCORE_ROW, add(low_halves(a1, b1), high_halves(a1, b1)))
+    store_f32(out + 2 * SCORE_ROW, add(low_halves(a2, b2), high_halves(a2, b2)))
+    store_f32(out + 3 * SCORE_ROW, add(low_halves(a3, b3), high_halves(a3, b3)))
 
 
 @njit(**JIT)
 def _values4(
-    v: Any, head_dim: Any, t0: Any, t1: Any, p: Any, p_row: Any, out: Any, out_row: Any
+    record0: Any,
+    record1: Any,
+    t0: Any,
+    t1: Any,
+    head_dim: Any,
+    p: Any,
+    out: Any,
+    out_row: Any,
+    next0: Any,
+    next1: Any,
 ) -> None:
-    """out[row] += sum over tokens t0..t1 of p[row][t] * value[t], four rows."""
+    """out[row] += sum over tokens t0..t1 of p[row][t] * value[t], four rows.
+
+    Token t is the t-th of the two groups of record0 and record1. The keys of two records to come,
+    next0 and next1, are fetched meanwhile.
+    """
     token_bytes = 2 * head_dim
+    v0, v1 = record0 + 8 * token_bytes, record1
+    next1 -= 512
     for b in range(0, token_bytes, 64):
         o = out + 2 * b
         a0, b0 = load_f32(o), load_f32(o + 64)
@@ -113,16 +137,17 @@ def _values4(
         a2, b2 = load_f32(o + 2 * out_row), load_f32(o + 2 * out_row + 64)
         a3, b3 = load_f32(o + 3 * out_row), load_f32(o + 3 * out_row + 64)
         for t in range(t0, t1):
-            w, s = v + token_bytes * t + b, p + 4 * t
+            w, s = (v0 if t < 8 else v1) + token_bytes * t + b, p + 4 * t
             low, high = load_f16(w), load_f16(w + 32)
             x = load_splat_f32(s)
             a0, b0 = fma(low, x, a0), fma(high, x, b0)
-            x = load_splat_f32(s + p_row)
+            x = load_splat_f32(s + SCORE_ROW)
             a1, b1 = fma(low, x, a1), fma(high, x, b1)
-            x = load_splat_f32(s + 2 * p_row)
+            x = load_splat_f32(s + 2 * SCORE_ROW)
             a2, b2 = fma(low, x, a2), fma(high, x, b2)
-            x = load_splat_f32(s + 3 * p_row)
+            x = load_splat_f32(s + 3 * SCORE_ROW)
             a3, b3 = fma(low, x, a3), fma(high, x, b3)
+            prefetch((next0 if t < 8 else next1) + 8 * b + 64 * t)
         store_f32(o, a0)
         store_f32(o + 64, b0)
         store_f32(o + out_row, a1)
@@ -134,28 +159,42 @@ def _values4(
 
 
 @njit(**JIT)
-def _softmax_row(s: Any, n_vectors: Any, partial: Any) -> None:
-    """Turn the masked scores of a span into weights; the maximum and the sum go to partial."""
-    top = splat_f32(NEGATIVE)
-    for i in range(n_vectors):
-        top = maximum(load_f32(s + 64 * i), top)
-    m = reduce_max(top)
-    total, top = splat_f32(np.float32(0)), splat_f32(m)
-    for i in range(n_vectors):
-        e = exp(sub(load_f32(s + 64 * i), top))
-        total = add(total, e)
-        store_f32(s + 64 * i, e)
-    store_scalar_f32(partial, m)
-    store_scalar_f32(partial + 4, reduce_add(total))
+def _weigh(p: Any, top: Any, total: Any) -> Any:
+    """Turn 16 scores into weights; returns total plus these."""
+    x = load_f32(p)
+    e = where_above(x, VISIBLE, exp(sub(x, top)))
+    store_f32(p, e)
+    return add(total, e)
 
 
 @njit(**JIT)
-def _mask_row(s: Any, start0: Any, start1: Any, low: Any, high: Any, other: Any) -> None:
-    """Put `other` where the positions start0… and start1… of two groups lie outside low..high."""
-    if min(start0, start1) < low or max(start0, start1) + GROUP_TOKENS > high:
-        low0, high0 = np.int32(low - start0), np.int32(high - start0)
-        low1, high1 = np.int32(low - start1), np.int32(high - start1)
-        store_f32(s, mask_halves(load_f32(s), other, low0, high0, low1, high1))
+def _store_head(head: Any, top: Any, total: Any) -> None:
+    store_scalar_f32(head, top)
+    store_scalar_f32(head + 4, reduce_add(total))
+
+
+@njit(**JIT)
+def softmax4(s: Any, n_vectors: Any, heads: Any, heads_row: Any) -> None:
+    """Turn four rows of the scores of a span into weights, exactly 0 where masked.
+
+    A row's maximum (NEGATIVE where all is masked) and sum go to `heads`, rows heads_row bytes
+    apart. Rows go side by side because one alone waits for itself.
+    """
+    a = b = c = d = splat_f32(NEGATIVE)
+    for p in range(s, s + 64 * n_vectors, 64):
+        a, b = maximum(load_f32(p), a), maximum(load_f32(p + SCORE_ROW), b)
+        c = maximum(load_f32(p + 2 * SCORE_ROW), c)
+        d = maximum(load_f32(p + 3 * SCORE_ROW), d)
+    m0, m1, m2, m3 = reduce_max(a), reduce_max(b), reduce_max(c), reduce_max(d)
+    a, b, c, d = splat_f32(m0), splat_f32(m1), splat_f32(m2), splat_f32(m3)
+    t0 = t1 = t2 = t3 = splat_f32(np.float32(0))
+    for p in range(s, s + 64 * n_vectors, 64):
+        t0, t1 = _weigh(p, a, t0), _weigh(p + SCORE_ROW, b, t1)
+        t2, t3 = _weigh(p + 2 * SCORE_ROW, c, t2), _weigh(p + 3 * SCORE_ROW, d, t3)
+    _store_head(heads, m0, t0)
+    _store_head(heads + heads_row, m1, t1)
+    _store_head(heads + 2 * heads_row, m2, t2)
+    _store_head(heads + 3 * heads_row, m3, t3)
 
 
 @njit(**JIT)
@@ -165,75 +204,79 @@ def _group(groups: Any, i: Any) -> Any:
 
 
 @njit(**JIT)
+def _mask_pair(s: Any, rows: Any, start0: Any, start1: Any, low: Any, high: Any) -> None:
+    """Mask what lies outside low..high of the scores of two groups at positions start0, start1."""
+    if min(start0, start1) < low or max(start0, start1) + GROUP_TOKENS > high:
+        low0, high0 = np.int32(low - start0), np.int32(high - start0)
+        low1, high1 = np.int32(low - start1), np.int32(high - start1)
+        for at in range(s, s + SCORE_ROW * rows, SCORE_ROW):
+            store_f32(at, mask_halves(load_f32(at), NEGATIVE, low0, high0, low1, high1))
+
+
+@njit(**JIT)
+def _visible_tokens(start0: Any, start1: Any, low: Any, high: Any) -> Any:
+    """The range of the 16 tokens of two groups that holds all visible ones."""
+    t0, t1 = max(0, low - start0), min(GROUP_TOKENS, high - start0)
+    if t0 >= GROUP_TOKENS:
+        t0 = GROUP_TOKENS + max(0, low - start1)
+    if start1 < high:
+        t1 = GROUP_TOKENS + min(GROUP_TOKENS, high - start1)
+    return t0, t1
+
+
+@njit(**JIT)
 def attend_span(
     pages: Any,
     groups: Any,
-    first: Any,
     n_groups: Any,
+    first: Any,
     head: Any,
     head_dim: Any,
-    q0: Any,
-    q1: Any,
-    q2: Any,
-    q3: Any,
-    low0: Any,
-    low1: Any,
-    low2: Any,
-    low3: Any,
-    high0: Any,
-    high1: Any,
-    high2: Any,
-    high3: Any,
+    q: Any,
+    n_rows: Any,
+    low: Any,
+    high: Any,
     scores: Any,
     partial: Any,
     partial_row: Any,
 ) -> None:
-    """Partial attention of four rows over n_groups (at most 32) groups.
+    """Partial attention of the query heads of a KV head over a span of up to 32 groups.
 
-    groups: address of int32 group numbers, or 0 for first, first + 1, … Row i sees positions
-    low_i..high_i. scores: scratch float32 [4][256] and [4][8 D]. partial: float32 rows of 16 + D.
+    groups: address of n_groups ascending int32 group numbers, or 0 for 0, 1, …; the span begins
+    with the one at index `first`, which is even. Positions low..high are visible. q: queries of
+    `expand_query`, float32 [R][8 D]; R is n_rows rounded up to 4. scores: scratch, R rows of
+    SCORE_ROW bytes. partial: float32 [R][16 + D], rows partial_row bytes apart.
     """
-    s_row = 4 * SPAN_TOKENS
-    low, high = min(min(low0, low1), min(low2, low3)), max(max(high0, high1), max(high2, high3))
-    q = scores + 4 * s_row
-    expand_query(q0, head_dim, q)
-    expand_query(q1, head_dim, q + 32 * head_dim)
-    expand_query(q2, head_dim, q + 64 * head_dim)
-    expand_query(q3, head_dim, q + 96 * head_dim)
-    for i in range(0, n_groups, 2):
-        start0 = GROUP_TOKENS * _group(groups, first + i)
-        k0 = k1 = record(pages, start0 >> 3, head, head_dim)
-        start1 = high
-        if i + 1 < n_groups:
-            start1 = GROUP_TOKENS * _group(groups, first + i + 1)
-            k1 = record(pages, start1 >> 3, head, head_dim)
-        s = scores + 32 * i
-        _scores4(k0, k1, head_dim, q, s, s_row)
-        _mask_row(s, start0, start1, low0, high0, NEGATIVE)
-        _mask_row(s + s_row, start0, start1, low1, high1, NEGATIVE)
-        _mask_row(s + 2 * s_row, start0, start1, low2, high2, NEGATIVE)
-        _mask_row(s + 3 * s_row, start0, start1, low3, high3, NEGATIVE)
-    for r in range(4):
-        _softmax_row(scores + r * s_row, (n_groups + 1) >> 1, partial + r * partial_row)
+    rows, values, end = (n_rows + 3) & ~3, partial + 4 * PARTIAL_HEAD, n_groups - first
+    end, begin, last = min(SPAN_GROUPS, end), 0, n_groups - 1
+    if groups == 0:
+        begin = max(0, low // GROUP_TOKENS - first) & ~1
+    for i in range(begin, end, 2):
+        g0, g1 = _group(groups, first + i), _group(groups, min(first + i + 1, last))
+        k0, k1 = record(pages, g0, head, head_dim), record(pages, g1, head, head_dim)
+        for r in range(0, rows, 4):
+            s = scores + SCORE_ROW * r + 32 * i
+            _scores4(k0, k1, head_dim, q + 32 * head_dim * r, s)
+        # Nothing is visible of a group that is not there.
+        start1 = GROUP_TOKENS * g1 if i + 1 < end else high
+        _mask_pair(scores + 32 * i, rows, GROUP_TOKENS * g0, start1, low, high)
+    for r in range(0, rows, 4):
+        s, p = scores + SCORE_ROW * r + 32 * begin, partial + partial_row * r
+        softmax4(s, (end + 1 - begin) >> 1, p, partial_row)
+    for r in range(rows):
         for d in range(0, 4 * head_dim, 64):
-            store_f32(partial + r * partial_row + 4 * PARTIAL_HEAD + d, splat_f32(np.float32(0)))
-    for i in range(0, n_groups, 2):
-        start0, start1 = GROUP_TOKENS * _group(groups, first + i), high
-        if i + 1 < n_groups:
-            start1 = GROUP_TOKENS * _group(groups, first + i + 1)
-        s = scores + 32 * i
-        # A weight outside the range must be exactly 0 (exp does not reach it).
-        _mask_row(s, start0, start1, low0, high0, np.float32(0))
-        _mask_row(s + s_row, start0, start1, low1, high1, np.float32(0))
-        _mask_row(s + 2 * s_row, start0, start1, low2, high2, np.float32(0))
-        _mask_row(s + 3 * s_row, start0, start1, low3, high3, np.float32(0))
-        for j in range(2):
-            start = start1 if j > 0 else start0
-            t0, t1 = max(0, low - start), min(GROUP_TOKENS, high - start)
-            if t0 < t1:
-                v = record(pages, start >> 3, head, head_dim) + 16 * head_dim
-                out = partial + 4 * PARTIAL_HEAD
-                _values4(v, head_dim, t0, t1, s + 32 * j, s_row, out, partial_row)
+            store_f32(values + partial_row * r + d, splat_f32(np.float32(0)))
+    for i in range(begin, end, 2):
+        g0, g1 = _group(groups, first + i), _group(groups, min(first + i + 1, last))
+        start1 = GROUP_TOKENS * g1 if i + 1 < end else high
+        t0, t1 = _visible_tokens(GROUP_TOKENS * g0, start1, low, high)
+        v0, v1 = record(pages, g0, head, head_dim), record(pages, g1, head, head_dim)
+        ahead = first + SPAN_GROUPS + i
+        next0 = record(pages, _group(groups, min(ahead, last)), head, head_dim)
+        next1 = record(pages, _group(groups, min(ahead + 1, last)), head, head_dim)
+        for r in range(0, rows, 4):
+            s, p = scores + SCORE_ROW * r + 32 * i, values + partial_row * r
+            _values4(v0, v1, t0, t1, head_dim, s, p, partial_row, next0, next1)
 
 
 @njit(**JIT)

@@ -9,13 +9,14 @@ from numba import njit
 from .attention import GROUP_TOKENS, record
 from .simd import (
     add,
-    add_halves,
     exp,
     fma,
+    high_halves,
     load_f32,
     load_scalar_f32,
     load_scalar_i32,
     log,
+    low_halves,
     mask_lanes,
     maximum,
     reduce_max,
@@ -39,7 +40,7 @@ def _logits(keys: Any, head_dim: Any, q: Any) -> Any:
     for d in range(0, head_dim, 2):
         pair = splat_halves(load_scalar_f32(q + 4 * d), load_scalar_f32(q + 4 * d + 4))
         total = fma(load_f16(keys + 2 * GROUP_TOKENS * d), pair, total)
-    return add_halves(total, total)
+    return add(low_halves(total, total), high_halves(total, total))
 
 
 @njit(**JIT)

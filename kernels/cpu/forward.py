@@ -15,12 +15,11 @@ from .layer_attention import (
     attend_token,
     rotate_and_append,
     row_bytes,
-    share,
 )
 from .layer_mlp import dense_mlp, expert_mlp, matmul
 from .params import CALL, LAYER
 from .simd import load_scalar_i64
-from .sync import as_pointer, atomic_store, barrier
+from .sync import as_pointer, atomic_store, barrier, share
 from .tiles import product
 
 JIT = {"nogil": True, "error_model": "numpy"}

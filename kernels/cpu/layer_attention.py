@@ -14,24 +14,13 @@ from numba import njit
 from . import attention as att
 from . import elementwise as ew
 from . import sketch
+from .block_attention import attend_tile
 from .layer_route import lists_per_query_head, route
-from .simd import (
-    load_scalar_f32,
-    load_scalar_i64,
-    store_scalar_f32,
-)
-from .sync import atomic_add, barrier
+from .scratch import PARTIAL_HEAD, SCORE_ROW, SPAN_TOKENS, TILE_ROWS
+from .simd import load_scalar_f32, load_scalar_i64, store_scalar_f32
+from .sync import atomic_add, barrier, share
 
 JIT = {"nogil": True, "error_model": "numpy"}
-
-# Query tokens of a tile: its rows share the keys and values of a span in the second-level cache.
-TILE_TOKENS = 16
-
-
-@njit(**JIT)
-def share(n: Any, thread: Any, n_threads: Any) -> Any:
-    """This thread's part start..end of n items."""
-    return n * thread // n_threads, n * (thread + 1) // n_threads
 
 
 @njit(**JIT)
@@ -46,9 +35,9 @@ def _finish_head(layer: Any, total: Any, out: Any) -> None:
     if layer.true_dim == layer.head_dim:
         att.finish(total, layer.head_dim, out)
         return
-    att.finish(total, layer.head_dim, total + 4 * att.PARTIAL_HEAD)
+    att.finish(total, layer.head_dim, total + 4 * PARTIAL_HEAD)
     for i in range(0, 4 * layer.true_dim, 4):
-        store_scalar_f32(out + i, load_scalar_f32(total + 4 * att.PARTIAL_HEAD + i))
+        store_scalar_f32(out + i, load_scalar_f32(total + 4 * PARTIAL_HEAD + i))
 
 
 @njit(**JIT)
@@ -98,50 +87,6 @@ def _spans(count: Any) -> Any:
 
 
 @njit(**JIT)
-def _attend_list(
-    c: Any,
-    layer: Any,
-    groups: Any,
-    first: Any,
-    count: Any,
-    low: Any,
-    kv: Any,
-    head: Any,
-    rows: Any,
-    private: Any,
-    out: Any,
-) -> None:
-    """Partials at out of `rows` query heads from `head` on over one span of groups."""
-    d, high, top = layer.head_dim, c.position + 1, rows - 1
-    row_size = 4 * (att.PARTIAL_HEAD + d)
-    q = c.q + 4 * d * head
-    for r in range(0, rows, 4):
-        att.attend_span(
-            layer.pages,
-            groups,
-            first,
-            count,
-            kv,
-            d,
-            q + 4 * d * r,
-            q + 4 * d * min(r + 1, top),
-            q + 4 * d * min(r + 2, top),
-            q + 4 * d * min(r + 3, top),
-            low,
-            low,
-            low,
-            low,
-            high,
-            high,
-            high,
-            high,
-            private,
-            out + r * row_size,
-            row_size,
-        )
-
-
-@njit(**JIT)
 def attend_token(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: Any) -> Any:
     """Attention of a single token, over all it sees or over the routed groups."""
     d, low, n_groups = layer.head_dim, 0, c.position // att.GROUP_TOKENS + 1
@@ -150,13 +95,13 @@ def attend_token(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: A
     routed = c.rule != 0 and layer.window == 0
     routed = routed and n_groups > c.n_sinks + c.n_window + c.n_least
     # A list of groups serves all query heads of a KV head, or one.
-    n_lists, first_span = layer.n_kv_heads, low // att.SPAN_TOKENS
+    n_lists, first_span = layer.n_kv_heads, low // SPAN_TOKENS
     if routed:
         phase = route(c, layer, n_groups, thread, n, phase, private)
         if lists_per_query_head(c):
             n_lists = layer.n_heads
     rows = layer.n_heads // n_lists
-    padded, row_size = (rows + 3) // 4 * 4, 4 * (att.PARTIAL_HEAD + d)
+    padded, row_size = (rows + 3) & ~3, 4 * (PARTIAL_HEAD + d)
     most = _spans(n_groups) - first_span
     n_items = n_lists * most
     if routed:
@@ -164,6 +109,7 @@ def attend_token(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: A
         for i in range(n_lists):
             spans = _spans(load_scalar_i64(c.counts + 8 * i))
             n_items, most = n_items + spans, max(most, spans)
+    queries, expanded = private + SCORE_ROW * padded, -1
     i0, i1 = share(n_items, thread, n)
     item, groups, count = 0, np.int64(0), n_groups
     for i in range(n_lists):
@@ -171,11 +117,26 @@ def attend_token(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: A
             groups, count = c.groups + i * c.group_bytes, load_scalar_i64(c.counts + 8 * i)
         for span in range(first_span, _spans(count)):
             if i0 <= item < i1:
-                first = span * att.SPAN_GROUPS
-                kv = i * layer.n_kv_heads // n_lists
-                out = c.partials + (i * most + span - first_span) * padded * row_size
-                width = min(att.SPAN_GROUPS, count - first)
-                _attend_list(c, layer, groups, first, width, low, kv, i * rows, rows, private, out)
+                if i != expanded:
+                    for r in range(padded):
+                        q = c.q + 4 * d * (rows * i + min(r, rows - 1))
+                        att.expand_query(q, d, queries + 32 * d * r)
+                    expanded = i
+                att.attend_span(
+                    layer.pages,
+                    groups,
+                    count,
+                    span * att.SPAN_GROUPS,
+                    i * layer.n_kv_heads // n_lists,
+                    d,
+                    queries,
+                    rows,
+                    low,
+                    c.position + 1,
+                    private,
+                    c.partials + (i * most + span - first_span) * padded * row_size,
+                    row_size,
+                )
             item += 1
     phase = barrier(c.barrier, n, phase)
     for h in range(thread, layer.n_heads, n):
@@ -212,67 +173,25 @@ def _count_read(c: Any, layer: Any, routed: Any, n_lists: Any, low: Any, n_group
 @njit(**JIT)
 def attend_block(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: Any) -> Any:
     """Exact causal attention of a block of tokens, tiles taken in turn by free threads."""
-    d = layer.head_dim
+    d, true = layer.head_dim, layer.true_dim
     rows = layer.n_heads // layer.n_kv_heads
-    n_tiles = (c.n_tokens + TILE_TOKENS - 1) // TILE_TOKENS
-    row_size = 4 * (att.PARTIAL_HEAD + d)
-    q_row = 4 * d * layer.n_heads
-    scores, partial = private, private + 16 * att.SPAN_TOKENS + 128 * d
-    totals = partial + 4 * row_size
+    tile = max(1, TILE_ROWS // rows)
+    n_tiles = (c.n_tokens + tile - 1) // tile
+    q_row, out_row = 4 * d * layer.n_heads, 4 * true * layer.n_heads
     while True:
         item = atomic_add(c.next_item, 1)
         if item >= layer.n_kv_heads * n_tiles:
             break
         # Late tiles see most keys: they go first, so that threads end together.
-        h, tile = item % layer.n_kv_heads, n_tiles - 1 - item // layer.n_kv_heads
-        t0 = tile * TILE_TOKENS
-        n_rows = (min(c.n_tokens, t0 + TILE_TOKENS) - t0) * rows
-        for r in range(n_rows):
-            att.clear_partial(totals + r * row_size, d)
-        low = 0
-        if layer.window > 0:
-            low = max(0, c.position + t0 + 1 - layer.window)
-        end = c.position + t0 + n_rows // rows
-        n_groups = (end + att.GROUP_TOKENS - 1) // att.GROUP_TOKENS
-        for first in range(low // att.SPAN_TOKENS * att.SPAN_GROUPS, n_groups, att.SPAN_GROUPS):
-            count = min(att.SPAN_GROUPS, n_groups - first)
-            for r in range(0, n_rows, 4):
-                r1, r2, r3 = min(r + 1, n_rows - 1), min(r + 2, n_rows - 1), min(r + 3, n_rows - 1)
-                h0, h1 = c.position + t0 + r // rows + 1, c.position + t0 + r1 // rows + 1
-                h2, h3 = c.position + t0 + r2 // rows + 1, c.position + t0 + r3 // rows + 1
-                l0 = l1 = l2 = l3 = 0
-                if layer.window > 0:
-                    l0, l1 = max(0, h0 - layer.window), max(0, h1 - layer.window)
-                    l2, l3 = max(0, h2 - layer.window), max(0, h3 - layer.window)
-                q = c.q + q_row * t0 + 4 * d * rows * h
-                att.attend_span(
-                    layer.pages,
-                    0,
-                    first,
-                    count,
-                    h,
-                    d,
-                    q + (r // rows) * q_row + 4 * d * (r % rows),
-                    q + (r1 // rows) * q_row + 4 * d * (r1 % rows),
-                    q + (r2 // rows) * q_row + 4 * d * (r2 % rows),
-                    q + (r3 // rows) * q_row + 4 * d * (r3 % rows),
-                    l0,
-                    l1,
-                    l2,
-                    l3,
-                    h0,
-                    h1,
-                    h2,
-                    h3,
-                    scores,
-                    partial,
-                    row_size,
-                )
-                for i in range(min(4, n_rows - r)):
-                    att.merge(totals + (r + i) * row_size, partial + i * row_size, d)
-        true, out_row = layer.true_dim, 4 * layer.true_dim * layer.n_heads
+        h, t0 = item % layer.n_kv_heads, (n_tiles - 1 - item // layer.n_kv_heads) * tile
+        count = min(c.n_tokens - t0, tile)
+        q = c.q + q_row * t0 + 4 * d * rows * h
+        position = c.position + t0
+        totals = attend_tile(
+            layer.pages, h, d, q, q_row, rows, count, position, layer.window, private
+        )
         out = c.mixed.values + out_row * t0 + 4 * true * rows * h
-        for r in range(n_rows):
+        for r in range(count * rows):
             at = out + (r // rows) * out_row + 4 * true * (r % rows)
-            _finish_head(layer, totals + r * row_size, at)
+            _finish_head(layer, totals + 4 * (PARTIAL_HEAD + d) * r, at)
     return barrier(c.barrier, n, phase)

@@ -10,7 +10,6 @@ import numpy as np
 from numba import njit
 
 from . import elementwise as ew
-from .layer_attention import share
 from .simd import (
     load_i32,
     load_scalar_f32,
@@ -20,7 +19,7 @@ from .simd import (
     store_scalar_f32,
     store_scalar_i32,
 )
-from .sync import barrier
+from .sync import barrier, share
 from .tiles import FP8, product
 
 JIT = {"nogil": True, "error_model": "numpy"}

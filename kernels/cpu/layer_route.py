@@ -11,17 +11,12 @@ from numba import njit
 
 from . import exact, published, routing, sketch
 from .simd import load_scalar_i64, store_scalar_f32, store_scalar_i64
-from .sync import barrier
+from .sync import barrier, share
 
 JIT = {"nogil": True, "error_model": "numpy"}
 
 # Rules, the values of CALL.rule; 0: nothing is routed.
 SKETCHED, PUBLISHED, ORACLE = 1, 2, 3
-
-
-@njit(**JIT)
-def _share(n: Any, thread: Any, n_threads: Any) -> Any:
-    return n * thread // n_threads, n * (thread + 1) // n_threads
 
 
 @njit(**JIT)
@@ -37,7 +32,7 @@ def _score(c: Any, layer: Any, truly: Any, thread: Any, n: Any, private: Any) ->
     """Log masses of all groups for every query head to c.scores: true, or estimated."""
     d, n_tokens, rows = layer.head_dim, c.position + 1, layer.n_heads // layer.n_kv_heads
     n_blocks = (n_tokens + sketch.BLOCK_TOKENS - 1) // sketch.BLOCK_TOKENS
-    i0, i1 = _share(layer.n_kv_heads * n_blocks, thread, n)
+    i0, i1 = share(layer.n_kv_heads * n_blocks, thread, n)
     for item in range(i0, i1):
         h, block = item // n_blocks, item % n_blocks
         out = c.scores + h * rows * c.score_bytes + 64 * block
@@ -97,7 +92,7 @@ def _summarise(c: Any, layer: Any, n_closed: Any, thread: Any, n: Any) -> None:
     """Summaries of the chunks that closed since the last call."""
     n_new = n_closed - c.summed_chunks
     size = 4 * published.VECTORS * layer.head_dim
-    i0, i1 = _share(layer.n_kv_heads * n_new, thread, n)
+    i0, i1 = share(layer.n_kv_heads * n_new, thread, n)
     for item in range(i0, i1):
         h, chunk = item // n_new, c.summed_chunks + item % n_new
         published.summarise(

@@ -209,6 +209,13 @@ def load_splat_i32(b: Any, p: Any) -> Any:
     return _splat(b, _load(b, p, _I32))
 
 
+@_op(types.void, _address)
+def prefetch(b: Any, p: Any) -> Any:
+    """Ask for the cache line at p, into the second-level cache; any address will do."""
+    line = b.inttoptr(p, _I8.as_pointer())
+    _call(b, "llvm.prefetch.p0", ir.VoidType(), line, _I32(0), _I32(2), _I32(1))
+
+
 # --- float arithmetic ---------------------------------------------------------------------------
 
 
@@ -289,14 +296,22 @@ def exp(b: Any, x: Any) -> Any:
     low, high = _const(_F32X16, -87.0), _const(_F32X16, 88.0)
     x = b.select(b.fcmp_ordered(">", x, low), x, low)
     x = b.select(b.fcmp_ordered("<", x, high), x, high)
-    n = _call(b, "llvm.rint.v16f32", _F32X16, b.fmul(x, _const(_F32X16, 1.4426950408889634)))
-    r = _call(b, "llvm.fma.v16f32", _F32X16, n, _const(_F32X16, -0.693145751953125), x)
-    r = _call(b, "llvm.fma.v16f32", _F32X16, n, _const(_F32X16, -1.4286068202862268e-06), r)
-    poly = _const(_F32X16, 1.0 / 720)
-    for c in (1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0):
-        poly = _call(b, "llvm.fma.v16f32", _F32X16, poly, r, _const(_F32X16, c))
-    power = b.shl(b.fptosi(n, _I32X16), _const(_I32X16, 23))
-    return b.bitcast(b.add(b.bitcast(poly, _I32X16), power), _F32X16)
+
+    def fma(x: Any, y: Any, z: Any) -> Any:
+        y, z = (_const(_F32X16, c) if isinstance(c, float) else c for c in (y, z))
+        return _call(b, "llvm.fma.v16f32", _F32X16, x, y, z)
+
+    # Adding 1.5 * 2^23 rounds to an integer n and leaves it in the low bits.
+    shifted = fma(x, 1.4426950408889634, 12582912.0)
+    n = b.fsub(shifted, _const(_F32X16, 12582912.0))
+    r = fma(n, -1.4286068202862268e-06, fma(n, -0.693145751953125, x))
+    # The series to the sixth power, in pairs: a chain of dependent steps is what costs.
+    square = b.fmul(r, r)
+    high = fma(square, 1.0 / 720, fma(r, 1.0 / 120, 1.0 / 24))
+    high = fma(high, square, fma(r, 1.0 / 6, 0.5))
+    series = fma(high, square, b.fadd(r, _const(_F32X16, 1.0)))
+    power = b.shl(b.bitcast(shifted, _I32X16), _const(_I32X16, 23))
+    return b.bitcast(b.add(b.bitcast(series, _I32X16), power), _F32X16)
 
 
 @_op(f32x16, f32x16)
@@ -342,11 +357,15 @@ def mask_lanes(b: Any, x: Any, other: Any, low: Any, high: Any) -> Any:
 
 
 @_op(f32x16, f32x16, f32x16)
-def add_halves(b: Any, x: Any, y: Any) -> Any:
-    """Lane i plus lane 8 + i: of x in lanes 0-7, of y in lanes 8-15."""
-    low = ir.Constant(_I32X16, [*range(8), *range(16, 24)])
-    high = ir.Constant(_I32X16, [*range(8, 16), *range(24, 32)])
-    return b.fadd(b.shuffle_vector(x, y, low), b.shuffle_vector(x, y, high))
+def low_halves(b: Any, x: Any, y: Any) -> Any:
+    """Lanes 0-7 of x, then of y."""
+    return b.shuffle_vector(x, y, ir.Constant(_I32X16, [*range(8), *range(16, 24)]))
+
+
+@_op(f32x16, f32x16, f32x16)
+def high_halves(b: Any, x: Any, y: Any) -> Any:
+    """Lanes 8-15 of x, then of y."""
+    return b.shuffle_vector(x, y, ir.Constant(_I32X16, [*range(8, 16), *range(24, 32)]))
 
 
 @_op(f32x16, types.float32, types.float32)
@@ -366,6 +385,13 @@ def mask_halves(b: Any, x: Any, other: Any, low0: Any, high0: Any, low1: Any, hi
     high = b.shuffle_vector(_splat(b, high0), _splat(b, high1), halves)
     inside = b.and_(b.icmp_signed(">=", lane, low), b.icmp_signed("<", lane, high))
     return b.select(inside, x, _splat(b, other))
+
+
+@_op(f32x16, f32x16, types.float32, f32x16)
+def where_above(b: Any, x: Any, limit: Any, value: Any) -> Any:
+    """value in the lanes where x > limit, 0 elsewhere."""
+    above = b.fcmp_ordered(">", x, _splat(b, limit))
+    return b.select(above, value, _const(_F32X16, 0.0))
 
 
 # --- integers and conversions -------------------------------------------------------------------

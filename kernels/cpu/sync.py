@@ -132,6 +132,12 @@ def as_pointer(typing: Any, address: Any) -> Any:
 
 
 @njit(nogil=True)
+def share(n: int, thread: int, n_threads: int) -> tuple[int, int]:
+    """A thread's part start..end of n items."""
+    return n * thread // n_threads, n * (thread + 1) // n_threads
+
+
+@njit(nogil=True)
 def wait_at_least(address: int, value: int) -> None:
     """Wait until the int64 at address reaches value."""
     spins = 0

@@ -11,8 +11,17 @@ import numpy as np
 from numba import carray, cfunc, njit, types
 
 from hga.kernels.cpu import attention as att
+from hga.kernels.cpu import (
+    block_attention,
+    routing,
+    scratch,
+    simd,
+    simd_bytes,
+    simd_half,
+    sketch,
+    tiles,
+)
 from hga.kernels.cpu import elementwise as ew
-from hga.kernels.cpu import routing, simd, simd_bytes, simd_half, sketch, tiles
 from hga.kernels.cpu.sync import as_pointer, atomic_add, atomic_load, atomic_store, barrier
 from hga.kernels.formats import FORMATS
 
@@ -251,26 +260,54 @@ class Pages:
 
 
 def attend_span(pages, head, q, low, high, first, n_groups, groups=None):
-    """Partials float32 [4, 16 + D] of four rows q [4, D] over groups first..first + n_groups."""
-    d = pages.head_dim
-    scores = np.full(4 * (att.SPAN_TOKENS + 8 * d), np.nan, np.float32)
-    partial = np.full((4, att.PARTIAL_HEAD + d), np.nan, np.float32)
-    picked = 0 if groups is None else groups
-    where = (pages.table, picked, first, n_groups, head, d)
-    limits = (int(i) for i in (*low, *high))
-    run(att.attend_span, *where, *q, *limits, scores, partial, partial.strides[0])
-    return partial
+    """Partials float32 [R, 16 + D] of rows q [R, D] over the span at index first of n_groups."""
+    rows, d = q.shape
+    padded = (rows + 3) // 4 * 4
+    queries = np.full((padded, 8 * d), np.nan, np.float32)
+    for r in range(padded):
+        run(att.expand_query, np.ascontiguousarray(q[min(r, rows - 1)]), d, queries[r])
+    scores = np.full(padded * scratch.SCORE_ROW // 4 + 16, np.nan, np.float32)
+    scores[-16:] = CANARY
+    partial = np.full((padded, scratch.PARTIAL_HEAD + d), np.nan, np.float32)
+    where = (pages.table, 0 if groups is None else groups, n_groups, first, head, d)
+    run(att.attend_span, *where, queries, rows, low, high, scores, partial, partial.strides[0])
+    assert (scores[-16:] == CANARY).all(), "written past the scores"
+    return partial[:rows]
+
+
+@njit
+def _finish_tile(pages, head, d, q, token_row, rows, n_tokens, position, window, private, out):
+    totals = block_attention.attend_tile(
+        pages, head, d, q, token_row, rows, n_tokens, position, window, private
+    )
+    for r in range(n_tokens * rows):
+        row = 4 * (scratch.PARTIAL_HEAD + d) * r
+        att.finish(totals + row, d, out + 4 * d * r)
+
+
+def attend_tile(pages, head, q, position, window):
+    """float32 [T, rows, D]: attention of the query heads q [T, H, D] of one KV head."""
+    n_tokens, n_heads, d = q.shape
+    rows = n_heads // pages.kv_heads
+    size = scratch.attention_bytes(rows, d) // 4
+    private = np.full(size + 16, np.nan, np.float32)
+    private[size:] = CANARY
+    out = np.full((n_tokens + 1, rows, d), CANARY, np.float32)
+    where = (pages.table, head, d, q.ctypes.data + 4 * d * rows * head, q.strides[0], rows)
+    run(_finish_tile, *where, n_tokens, position, window, private, out)
+    assert (private[size:] == CANARY).all() and (out[-1] == CANARY).all(), "written past the end"
+    return out[:-1]
 
 
 def neutral(head_dim):
-    total = np.zeros(att.PARTIAL_HEAD + head_dim, np.float32)
+    total = np.zeros(scratch.PARTIAL_HEAD + head_dim, np.float32)
     run(att.clear_partial, total, head_dim)
     return total
 
 
 def merge(partials):
     """One partial of several, folded in the order given into the neutral element."""
-    head_dim = len(partials[0]) - att.PARTIAL_HEAD
+    head_dim = len(partials[0]) - scratch.PARTIAL_HEAD
     total = neutral(head_dim)
     for partial in partials:
         run(att.merge, total, partial, head_dim)
@@ -278,7 +315,7 @@ def merge(partials):
 
 
 def finish(total):
-    head_dim = len(total) - att.PARTIAL_HEAD
+    head_dim = len(total) - scratch.PARTIAL_HEAD
     return fill(att.finish, head_dim, total, head_dim)
 
 

@@ -9,37 +9,39 @@ from hga.kernels import cases
 from hga.kernels.cases import ATTENTION, TOLERANCE, AttentionCase
 from hga.kernels.reference import attention as reference
 
-SPAN_GROUPS = 32
+SPAN_GROUPS, GROUP, TILE_ROWS = 32, 8, 96
 
 
 def attend(cpu: ModuleType, pages, q, position: int, window: int, groups=None) -> np.ndarray:
-    """[T, H, D]: every row through spans of 32 groups, four rows at a time as the kernels do."""
-    n_tokens, n_heads = q.shape[:2]
-    share = n_heads // pages.kv_heads
+    """[T, H, D]: token after token through spans of 32 groups, as decoding does."""
+    share = q.shape[1] // pages.kv_heads
     out = np.zeros_like(q)
-    for head in range(pages.kv_heads):
-        rows = [(t, head * share + r) for t in range(n_tokens) for r in range(share)]
-        for i in range(0, len(rows), 4):
-            four = [rows[min(i + j, len(rows) - 1)] for j in range(4)]
-            high = [position + t + 1 for t, _ in four]
-            low = [max(0, h - window) if window else 0 for h in high]
-            n_groups = -(-max(high) // 8) if groups is None else len(groups)
-            first = min(low) // 256 * SPAN_GROUPS if groups is None else 0
+    for t, token in enumerate(q):
+        high = position + t + 1
+        low = max(0, high - window) if window else 0
+        n_groups = -(-high // GROUP) if groups is None else len(groups)
+        first = low // 256 * SPAN_GROUPS if groups is None else 0
+        for head in range(pages.kv_heads):
+            rows = slice(head * share, (head + 1) * share)
             partials = [
-                cpu.attend_span(
-                    pages,
-                    head,
-                    np.stack([q[t, h] for t, h in four]),
-                    low,
-                    high,
-                    start,
-                    min(SPAN_GROUPS, n_groups - start),
-                    groups,
-                )
+                cpu.attend_span(pages, head, token[rows], low, high, start, n_groups, groups)
                 for start in range(first, n_groups, SPAN_GROUPS)
             ]
-            for j, (t, h) in enumerate(rows[i : i + 4]):
-                out[t, h] = cpu.finish(cpu.merge([p[j] for p in partials]))
+            for j in range(share):
+                out[t, head * share + j] = cpu.finish(cpu.merge([p[j] for p in partials]))
+    return out
+
+
+def attend_tiles(cpu: ModuleType, pages, q, position: int, window: int, size=None) -> np.ndarray:
+    """[T, H, D]: tiles of query tokens with all heads of a KV head, as prompts do."""
+    share = q.shape[1] // pages.kv_heads
+    size = size or max(1, TILE_ROWS // share)
+    out = np.zeros_like(q)
+    for start in range(0, len(q), size):
+        for head in range(pages.kv_heads):
+            rows, tile = slice(head * share, (head + 1) * share), q[start : start + size]
+            got = cpu.attend_tile(pages, head, tile, position + start, window)
+            out[start : start + size, rows] = got
     return out
 
 
@@ -48,9 +50,22 @@ def test_attention(cpu: ModuleType, case: AttentionCase) -> None:
     k, v = cases.keys_and_values(case)
     q = cases.queries(case, case.tokens)
     position = case.context - case.tokens
-    got = attend(cpu, cpu.Pages(k, v), q, position, case.window)
+    pages = cpu.Pages(k, v)
+    got = attend(cpu, pages, q, position, case.window)
     visible = reference.causal(position, case.tokens, case.window)
     assert cases.error(got, reference.attend(q, k, v, visible)) <= TOLERANCE["attend"]
+    np.testing.assert_array_equal(attend_tiles(cpu, pages, q, position, case.window), got)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 13, 24])
+@pytest.mark.parametrize("window", [0, 1, 40, 300])
+def test_tiles_change_no_bit(cpu: ModuleType, size: int, window: int) -> None:
+    case = AttentionCase(4, 1, 32, 540)
+    k, v = cases.keys_and_values(case)
+    q = cases.queries(case, 60)
+    pages = cpu.Pages(k, v)
+    expected = attend_tiles(cpu, pages, q, 480, window)
+    np.testing.assert_array_equal(attend_tiles(cpu, pages, q, 480, window, size), expected)
 
 
 @pytest.mark.parametrize("head_dim", [32, 96, 128])
@@ -86,13 +101,15 @@ def test_a_list_of_groups_equals_the_run_of_them(cpu: ModuleType) -> None:
     )
 
 
-def test_chosen_groups(cpu: ModuleType) -> None:
+@pytest.mark.parametrize(
+    "groups", [[0, 1, 5, 6, 17, 30, 61, 84, 87], [87], [0, 3, 6, 87], range(0, 88, 2), [3, 9]]
+)
+def test_chosen_groups(cpu: ModuleType, groups: list[int]) -> None:
     case = AttentionCase(6, 2, 64, 700)
     k, v = cases.keys_and_values(case)
     q = cases.queries(case, 1)
-    groups = np.array([0, 1, 5, 6, 17, 30, 61, 84, 87], np.int32)
     visible = np.isin(np.arange(700) // 8, groups)[None]
-    got = attend(cpu, cpu.Pages(k, v), q, 699, 0, groups)
+    got = attend(cpu, cpu.Pages(k, v), q, 699, 0, np.array(groups, np.int32))
     assert cases.error(got, reference.attend(q, k, v, visible)) <= TOLERANCE["attend"]
 
 
@@ -101,10 +118,11 @@ def test_a_row_does_not_depend_on_its_company(cpu: ModuleType) -> None:
     k, v = cases.keys_and_values(case)
     q = cases.queries(case, 20)
     pages = cpu.Pages(k, v)
-    together = attend(cpu, pages, q, 280, 0)
-    for t in (0, 7, 19):
-        alone = attend(cpu, pages, q[t : t + 1], 280 + t, 0)
-        np.testing.assert_array_equal(alone[0], together[t])
+    together = attend_tiles(cpu, pages, q, 280, 0)
+    for row in range(4):
+        # A single head in place of four: other rows beside it in the registers.
+        alone = attend_tiles(cpu, pages, np.ascontiguousarray(q[:, row : row + 1]), 280, 0)
+        np.testing.assert_array_equal(alone[:, 0], together[:, row])
 
 
 def test_scores_of_any_size_are_finite(cpu: ModuleType) -> None:
@@ -112,11 +130,13 @@ def test_scores_of_any_size_are_finite(cpu: ModuleType) -> None:
     k, v = cases.keys_and_values(case)
     for scale in (0, 1e-3, 30, 1000):
         q = cases.queries(case, 1) * np.float32(scale)
-        got = attend(cpu, cpu.Pages(k, v), q, 299, 0)
         visible = reference.causal(299, 1, 0)
+        expected = reference.attend(q, k, v, visible)
         # e^x of a score in the hundreds is off by some units of the score's last place.
         limit = TOLERANCE["attend"] * max(1, scale)
-        assert cases.error(got, reference.attend(q, k, v, visible)) <= limit
+        pages = cpu.Pages(k, v)
+        assert cases.error(attend(cpu, pages, q, 299, 0), expected) <= limit
+        assert cases.error(attend_tiles(cpu, pages, q, 299, 0), expected) <= limit
 
 
 def partials(cpu: ModuleType, n: int) -> list[np.ndarray]:
@@ -124,9 +144,9 @@ def partials(cpu: ModuleType, n: int) -> list[np.ndarray]:
     k, v = cases.keys_and_values(case)
     # Spans of very different weight.
     k *= np.repeat(np.linspace(0.2, 4, n), 256)[:, None, None].astype(np.float32)
-    q = np.repeat(cases.queries(case, 1)[0], 4, 0)
-    pages, end = cpu.Pages(k, v), [256 * n] * 4
-    return [cpu.attend_span(pages, 0, q, [0] * 4, end, 32 * i, 32)[0] for i in range(n)]
+    q = cases.queries(case, 1)[0]
+    pages = cpu.Pages(k, v)
+    return [cpu.attend_span(pages, 0, q, 0, 256 * n, 32 * i, 32 * n)[0] for i in range(n)]
 
 
 def test_spans_merge_in_any_order(cpu: ModuleType) -> None:
@@ -155,18 +175,20 @@ def test_the_neutral_element_changes_no_bit(cpu: ModuleType) -> None:
         np.testing.assert_array_equal(cpu.merge(order), alone)
 
 
-def test_a_span_without_visible_tokens_is_neutral(cpu: ModuleType) -> None:
+@pytest.mark.parametrize(("low", "high"), [(0, 256), (100, 200), (0, 512), (250, 300), (256, 257)])
+def test_a_span_without_visible_tokens_is_neutral(cpu: ModuleType, low: int, high: int) -> None:
     case = AttentionCase(4, 1, 32, 512)
     k, v = cases.keys_and_values(case)
     q = cases.queries(case, 1)[0]
     pages = cpu.Pages(k, v)
-    # Rows 0 and 1 end before the second span, rows 2 and 3 see some of it.
-    low, high = [0, 100, 250, 0], [256, 200, 300, 512]
-    first, second = (cpu.attend_span(pages, 0, q, low, high, g, 32) for g in (0, 32))
+    first, second = (cpu.attend_span(pages, 0, q, low, high, g, 64) for g in (0, 32))
+    seen = np.zeros((1, 512), bool)
+    seen[:, low:high] = True
+    expected = reference.attend(q[None], k, v, seen)[0]
     for row in range(4):
-        both, seen = cpu.merge([first[row], second[row]]), np.zeros((1, 512), bool)
-        seen[:, low[row] : high[row]] = True
-        expected = reference.attend(q[None, row : row + 1], k, v, seen)[0, 0]
-        assert cases.error(cpu.finish(both), expected) <= TOLERANCE["attend"]
-        if row < 2:
+        both = cpu.merge([first[row], second[row]])
+        assert cases.error(cpu.finish(both), expected[row]) <= TOLERANCE["attend"]
+        if high <= 256:
             np.testing.assert_array_equal(both, cpu.merge([first[row]]))
+        if low >= 256:
+            np.testing.assert_array_equal(both, cpu.merge([second[row]]))

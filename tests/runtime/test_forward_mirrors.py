@@ -19,12 +19,11 @@ def kernels(kernel_cache: Path) -> None:
 
 
 def test_forward_pass() -> None:
-    from hga.kernels.cpu import attention, layer_attention, layer_mlp
+    from hga.kernels.cpu import layer_mlp, scratch, simd_tile, sketch
 
-    assert forward._SPAN_TOKENS == attention.SPAN_TOKENS
-    assert forward._PARTIAL_HEAD == attention.PARTIAL_HEAD
-    assert forward._TILE_TOKENS == layer_attention.TILE_TOKENS
     assert forward._GATHER_TOKENS == layer_mlp.GATHER_TOKENS
+    assert simd_tile.BLOCK_ROWS <= scratch.MAX_BLOCK_ROWS
+    assert scratch.MAX_HEAD_DIM == sketch.MAX_HEAD_DIM
 
 
 def test_geometry() -> None:

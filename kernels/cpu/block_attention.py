@@ -1,0 +1,204 @@
+"""Exact causal attention of a block of tokens, as products of float32 tiles.
+
+A tile is some query tokens with all query heads of one KV head: up to TILE_ROWS rows. Span after
+span, its keys and then its values are widened into private scratch once for all rows, so that the
+multiplications run from registers (kernels/cpu/simd_tile.py). Every row's sums keep the order of
+kernels/cpu/attention.py: a row's bits do not depend on the tile, and are those of a single token.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from . import attention as att
+from .scratch import PARTIAL_HEAD, QUERY_ROW, SCORE_ROW, SPAN_TOKENS
+from .simd import (
+    high_halves,
+    load_f32,
+    load_scalar_f32,
+    low_halves,
+    mask_lanes,
+    store_f32,
+    store_scalar_f32,
+)
+from .simd_half import load_f16
+from .simd_tile import BLOCK_ROWS, BLOCK_VECTORS, STEP_BYTES, fma_tile
+
+JIT = {"nogil": True, "error_model": "numpy"}
+
+# Tokens of a block of keys, dimensions of a block of values.
+WIDTH = 32
+
+_scores, _scores_more = (fma_tile(BLOCK_ROWS, BLOCK_VECTORS, QUERY_ROW, a) for a in (False, True))
+_scores4, _scores4_more = (fma_tile(4, BLOCK_VECTORS, QUERY_ROW, a) for a in (False, True))
+_values = fma_tile(BLOCK_ROWS, BLOCK_VECTORS, SCORE_ROW, False)
+_values4 = fma_tile(4, BLOCK_VECTORS, SCORE_ROW, False)
+
+
+@njit(**JIT)
+def _load_queries(q: Any, token_row: Any, rows: Any, n_rows: Any, head_dim: Any, out: Any) -> None:
+    """Query rows, even dimensions first; those from n_rows up to a multiple of 4 repeat the last.
+
+    q: address of the first head of the first token, tokens token_row bytes apart.
+    """
+    for i in range((n_rows + 3) & ~3):
+        r = min(i, n_rows - 1)
+        source, row = q + r // rows * token_row + 4 * head_dim * (r % rows), out + QUERY_ROW * i
+        for d in range(0, 4 * head_dim, 8):
+            store_scalar_f32(row + (d >> 1), load_scalar_f32(source + d))
+            odd = load_scalar_f32(source + d + 4)
+            store_scalar_f32(row + 2 * head_dim + (d >> 1), odd)
+
+
+@njit(**JIT)
+def _widen_keys(pages: Any, first: Any, end: Any, head: Any, head_dim: Any, wide: Any) -> None:
+    """The keys of groups first..end of a span; first is even, the last pair may lack its half."""
+    span = first - first % att.SPAN_GROUPS
+    for group in range(first, end, 2):
+        k = att.record(pages, group, head, head_dim)
+        # A pair lies in one page, whether or not its second group has tokens yet.
+        k1, at = k + 32 * head_dim, group - span
+        even = wide + (at >> 2) * (128 * head_dim) + 64 * ((at >> 1) & 1)
+        odd = even + 64 * head_dim
+        for i in range(head_dim >> 1):
+            a, b = load_f16(k + 32 * i), load_f16(k1 + 32 * i)
+            store_f32(even + 128 * i, low_halves(a, b))
+            store_f32(odd + 128 * i, high_halves(a, b))
+
+
+@njit(**JIT)
+def _widen_values(pages: Any, t0: Any, t1: Any, head: Any, head_dim: Any, wide: Any) -> None:
+    """The values of positions t0..t1 of a span."""
+    for t in range(t0, t1):
+        v = att.record(pages, t // att.GROUP_TOKENS, head, head_dim)
+        v += (16 + 2 * (t % att.GROUP_TOKENS)) * head_dim
+        out = wide + 128 * (t % SPAN_TOKENS)
+        for d in range(0, head_dim, WIDTH):
+            store_f32(out, load_f16(v + 2 * d))
+            store_f32(out + 64, load_f16(v + 2 * d + 32))
+            out += 128 * SPAN_TOKENS
+
+
+@njit(**JIT)
+def _score_rows(q: Any, n_rows: Any, wide: Any, t0: Any, t1: Any, head_dim: Any, out: Any) -> None:
+    """Scores of up to BLOCK_ROWS rows with the keys of the span that lie in t0..t1.
+
+    Whole blocks of keys are scored: what lies outside is masked later.
+    """
+    half = head_dim >> 1
+    for block in range(t0 // WIDTH, (t1 + WIDTH - 1) // WIDTH):
+        for v in range(0, STEP_BYTES, 64 * BLOCK_VECTORS):
+            k, s = wide + block * (128 * head_dim) + v, out + 128 * block + v
+            if n_rows == BLOCK_ROWS:
+                _scores(q, k, half, s, SCORE_ROW)
+                _scores_more(q + 2 * head_dim, k + 64 * head_dim, half, s, SCORE_ROW)
+            else:
+                _scores4(q, k, half, s, SCORE_ROW)
+                _scores4_more(q + 2 * head_dim, k + 64 * head_dim, half, s, SCORE_ROW)
+
+
+@njit(**JIT)
+def _weigh_rows(p: Any, n_rows: Any, wide: Any, n: Any, head_dim: Any, out: Any, row: Any) -> None:
+    """out[row] = sum over n tokens of p[row][t] * value[t], up to BLOCK_ROWS rows."""
+    for block in range(head_dim // WIDTH):
+        for at in range(0, STEP_BYTES, 64 * BLOCK_VECTORS):
+            v, o = wide + block * (STEP_BYTES * SPAN_TOKENS) + at, out + STEP_BYTES * block + at
+            if n_rows == BLOCK_ROWS:
+                _values(p, v, n, o, row)
+            else:
+                _values4(p, v, n, o, row)
+
+
+@njit(**JIT)
+def _mask_row(s: Any, t0: Any, t1: Any, low: Any, high: Any) -> None:
+    """Mask the scores of tokens t0..t1 (whole vectors) that lie outside low..high."""
+    for t in range(t0, t1, 16):
+        if t < low or t + 16 > high:
+            x = load_f32(s + 4 * t)
+            x = mask_lanes(x, att.NEGATIVE, np.int32(low - t), np.int32(high - t))
+            store_f32(s + 4 * t, x)
+
+
+@njit(**JIT)
+def _first_visible(position: Any, window: Any) -> Any:
+    """The first position that the token at a position sees; window 0 sees everything."""
+    return max(0, position + 1 - window) if window > 0 else 0
+
+
+@njit(**JIT)
+def _seen(
+    r: Any, count: Any, rows: Any, n_rows: Any, position: Any, window: Any, start: Any
+) -> Any:
+    """The tokens of the span from `start` that any of the rows r..r + count sees."""
+    high = position + (min(r + count, n_rows) - 1) // rows + 1
+    low = _first_visible(position + r // rows, window)
+    return max(low, start) - start, min(high, start + SPAN_TOKENS) - start
+
+
+@njit(**JIT)
+def attend_tile(
+    pages: Any,
+    head: Any,
+    head_dim: Any,
+    q: Any,
+    token_row: Any,
+    rows: Any,
+    n_tokens: Any,
+    position: Any,
+    window: Any,
+    private: Any,
+) -> Any:
+    """Attention of n_tokens tokens at position… with the `rows` query heads of a KV head.
+
+    q: address of the first head of the first token (float32, rotated and scaled), tokens
+    token_row bytes apart. private: scratch (scratch.py). Returns the address of the totals,
+    float32 [n_tokens * rows][16 + D], for `finish`.
+    """
+    n_rows, row = n_tokens * rows, 4 * (PARTIAL_HEAD + head_dim)
+    padded = (n_rows + 3) & ~3
+    wide, queries = private, private + 4 * SPAN_TOKENS * head_dim
+    scores = queries + QUERY_ROW * padded
+    totals = scores + SCORE_ROW * padded
+    partials = totals + row * padded
+    _load_queries(q, token_row, rows, n_rows, head_dim, queries)
+    for r in range(n_rows):
+        att.clear_partial(totals + row * r, head_dim)
+    low, end = _first_visible(position, window), position + n_tokens
+    for start in range(low - low % SPAN_TOKENS, end, SPAN_TOKENS):
+        begin, stop = max(low, start), min(end, start + SPAN_TOKENS)
+        first = begin // (2 * att.GROUP_TOKENS) * 2
+        last = (stop + att.GROUP_TOKENS - 1) // att.GROUP_TOKENS
+        _widen_keys(pages, first, last, head, head_dim, wide)
+        r = 0
+        while r < padded:
+            count = BLOCK_ROWS if r + BLOCK_ROWS <= padded else 4
+            t0, t1 = _seen(r, count, rows, n_rows, position, window, start)
+            if t0 < t1:
+                s = scores + SCORE_ROW * r
+                _score_rows(queries + QUERY_ROW * r, count, wide, t0, t1, head_dim, s)
+                a, b = t0 // WIDTH * WIDTH, (t1 + WIDTH - 1) // WIDTH * WIDTH
+                for i in range(count):
+                    at = position + min(r + i, n_rows - 1) // rows
+                    visible = _first_visible(at, window) - start
+                    _mask_row(s + SCORE_ROW * i, a, b, visible, at + 1 - start)
+                for i in range(0, count, 4):
+                    heads = s + SCORE_ROW * i + 4 * SPAN_TOKENS
+                    att.softmax4(s + SCORE_ROW * i + 4 * a, (b - a) >> 4, heads, SCORE_ROW)
+            r += count
+        _widen_values(pages, begin, stop, head, head_dim, wide)
+        r = 0
+        while r < padded:
+            count = BLOCK_ROWS if r + BLOCK_ROWS <= padded else 4
+            t0, t1 = _seen(r, count, rows, n_rows, position, window, start)
+            if t0 < t1:
+                s, v = scores + SCORE_ROW * r + 4 * t0, wide + STEP_BYTES * t0
+                out = partials + 4 * PARTIAL_HEAD
+                _weigh_rows(s, count, v, t1 - t0, head_dim, out, row)
+                for i in range(min(count, n_rows - r)):
+                    s, partial = scores + SCORE_ROW * (r + i) + 4 * SPAN_TOKENS, partials + row * i
+                    store_scalar_f32(partial, load_scalar_f32(s))
+                    store_scalar_f32(partial + 4, load_scalar_f32(s + 4))
+                    att.merge(totals + row * (r + i), partial, head_dim)
+            r += count
+    return totals
