@@ -77,6 +77,14 @@ class TensorView:
         return self.format.unpack(self.data, *self.shape)
 
 
+def _compare(segment: Segment, found: str) -> None:
+    if found != segment.xxh3:
+        raise ContainerError(
+            f"segment {segment.name} at offset {segment.offset}: checksum {found}, expected "
+            f"{segment.xxh3}: {REPACK}"
+        )
+
+
 def is_packed(path: Path) -> bool:
     """True if the file starts like a packed model; raises OSError if it cannot be read."""
     with open(path, "rb") as file:
@@ -87,8 +95,8 @@ class ModelFile:
     """A packed model open for reading; `close` it or use it in a `with` statement.
 
     With load="mmap" tensors are views of the mapped file. With load="ram" everything but the
-    experts is read into memory of its own first, huge pages where the system grants them: nothing
-    of the trunk is then ever paged out to or read again from the disk.
+    experts is read into memory of its own first, huge pages where the system grants them, and
+    its checksums are compared: nothing of the trunk is ever read again from the disk.
     """
 
     def __init__(self, path: Path, load: Load = "mmap") -> None:
@@ -234,11 +242,10 @@ class ModelFile:
                 done += len(part)
                 if progress is not None:
                     progress(done, total)
-            if hasher.hexdigest() != segment.xxh3:
-                raise ContainerError(
-                    f"{self.path}: segment {segment.name} at offset {segment.offset}: checksum "
-                    f"{hasher.hexdigest()}, expected {segment.xxh3}: {REPACK}"
-                )
+            try:
+                _compare(segment, hasher.hexdigest())
+            except ContainerError as error:
+                raise ContainerError(f"{self.path}: {error}") from None
 
     def close(self) -> None:
         """Close the file. Views still in use keep their memory until they are gone."""
@@ -279,6 +286,11 @@ class ModelFile:
             with memoryview(memory) as view, view[start - begin : start - begin + size] as part:
                 self._read_into(start, part)
         self._trunk = np.frombuffer(memory, np.uint8)
+        # The bytes pass through the processor anyway: a damaged model is refused, not run.
+        for segment in trunk:
+            place = segment.offset - begin
+            found = self._trunk[place : place + segment.nbytes]
+            _compare(segment, xxhash.xxh3_64_hexdigest(found.data))
         self._trunk.flags.writeable = False
         self._trunk_range = (begin, end)
 

@@ -116,6 +116,9 @@ class ContainerWriter:
         needed = total - (held.st_blocks * 512 if hasattr(held, "st_blocks") else held.st_size)
         free = shutil.disk_usage(self.path.parent).free
         if needed > free:
+            if held.st_size == 0:
+                # Nothing to go on from: leave nothing behind.
+                self.partial.unlink()
             raise OSError(
                 errno.ENOSPC,
                 f"not enough disk space: {total} bytes needed, {needed} of them still to be "

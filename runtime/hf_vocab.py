@@ -30,8 +30,10 @@ _ROLES: Final = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token"
 
 def spec_from_hf(folder: Path) -> TokenizerSpec:
     """The tokenizer of a checkpoint folder; raises TokenizerError for files that contradict one
-    another and FileNotFoundError without tokenizer.json."""
+    another and for a folder without tokenizer.json."""
     path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise TokenizerError(f"{path} is missing: no other form of a tokenizer is read")
     file = _load(path, MAX_JSON_BYTES)
     config = _load_optional(folder / "tokenizer_config.json")
     generation = _load_optional(folder / "generation_config.json")

@@ -252,6 +252,13 @@ def _cmd_eval(values: argparse.Namespace, status: Status) -> int:
 def _prepare_streams() -> None:
     """Generated text is UTF-8 wherever it goes, and a character that a terminal cannot show must
     not end a run."""
+    # A stream that the caller closed is None: read as empty, written to nowhere.
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -22,6 +22,8 @@ class UsageError(ValueError):
 # EDQUOT does not exist on Windows.
 _NO_ROOM_ERRNOS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
+_READ_ONLY_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM)
+
 # Our exceptions by class name, which is unique in the package, whatever module defines them.
 _OURS = {
     "ConfigError": BAD_MODEL,
@@ -64,12 +66,24 @@ def message(error: BaseException) -> str:
             f"internal error: {type(error).__name__}: {error} (-v -v shows the traceback)"
         )
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return one_line(f"{error.filename}: {error.strerror}")
+        text = f"{error.filename}: {error.strerror}"
+        if error.errno in _READ_ONLY_ERRNOS and _in_cache(str(error.filename)):
+            text += " (XDG_CACHE_HOME chooses another folder for the cache)"
+        return one_line(text)
     if isinstance(error, OSError) and error.strerror:
         return one_line(error.strerror)
     if isinstance(error, MemoryError) and not str(error):
         return "out of memory: a smaller --ctx needs less"
     return one_line(str(error) or type(error).__name__)
+
+
+def _in_cache(name: str) -> bool:
+    from pathlib import Path
+
+    from hga.tools.folders import cache_folder
+
+    cache = cache_folder()
+    return Path(name) == cache.parent or Path(name).is_relative_to(cache)
 
 
 def one_line(text: str) -> str:

@@ -7,7 +7,8 @@ that a checkpoint that nobody touched is not read again.
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hga.tools.status import Report
@@ -17,9 +18,12 @@ _BLOCK = 4 << 20
 _SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 
 
-def fingerprint(source: Path, memo: Path, report: Report) -> str:
+def fingerprint(
+    source: Path, memo: Path, report: Report, check: Callable[[], None] | None = None
+) -> str:
     """32 hexadecimal digits over names and contents of a GGUF file or a folder's checkpoint
-    files; `memo` is the file of remembered results, `report` hears (bytes, total bytes)."""
+    files; `memo` is the file of remembered results, `report` hears (bytes, total bytes), `check`
+    may refuse the source before all of it is read."""
     files = _files(source)
     stamp = _stamp(files)
     known = _read(memo)
@@ -29,9 +33,13 @@ def fingerprint(source: Path, memo: Path, report: Report) -> str:
         found = entry.get("fingerprint")
         if isinstance(found, str) and len(found) == 32:
             return found
+    if check is not None:
+        check()
     found = _hash(files, report)
-    if _stamp(files) == stamp:
-        _remember(memo, {**known, place: {"stamp": stamp, "fingerprint": found}})
+    # Where the cache cannot be written the next start hashes again.
+    with suppress(OSError):
+        if _stamp(files) == stamp:
+            _remember(memo, {**known, place: {"stamp": stamp, "fingerprint": found}})
     return found
 
 

@@ -26,11 +26,16 @@ _MORE = "... "
 _FENCE = '"""'
 
 
+class LineDropped(KeyboardInterrupt):
+    """Ctrl-C on a line that is not empty: it clears the line and asks for nothing else."""
+
+
 class LineSource(Protocol):
     """Where the loop's lines come from."""
 
     def read(self, prompt: str) -> str:
-        """One line without its end; raises EOFError at the end, KeyboardInterrupt on Ctrl-C."""
+        """One line without its end; raises EOFError at the end, KeyboardInterrupt on Ctrl-C
+        (LineDropped where the line had text)."""
 
 
 class Repl:
@@ -51,6 +56,8 @@ class Repl:
                 break
             except SecondInterrupt:
                 return errors.INTERRUPTED
+            except LineDropped:
+                interrupted = False
             except KeyboardInterrupt:
                 if interrupted:
                     return errors.INTERRUPTED
@@ -114,12 +121,21 @@ class EditedLines:
 
     def __init__(self, status: Status) -> None:
         from prompt_toolkit import PromptSession
+        from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
         from prompt_toolkit.output import create_output
+
+        keys = KeyBindings()
+
+        @keys.add("c-c")
+        def stop(event: KeyPressEvent) -> None:
+            typed = event.current_buffer.text
+            event.app.exit(exception=LineDropped if typed else KeyboardInterrupt)
 
         self._session: PromptSession[str] = PromptSession(
             history=_history(status),
             completer=_completer(),
             complete_while_typing=False,
+            key_bindings=keys,
             output=create_output(stdout=sys.stderr),
         )
 

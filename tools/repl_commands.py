@@ -197,9 +197,10 @@ def _ctx(context: Context, rest: str) -> None:
     talk = context.talk
     used, ctx = talk.conversation.n_tokens, talk.engine.ctx
     kv = talk.conversation.session.kv_bytes
+    turns = talk.conversation.n_turns
     context.status.say(
         f"{used:,} of {ctx:,} tokens used ({100 * used / ctx:.0f} %), "
-        f"{talk.conversation.n_turns} turns, {size(kv)} of KV"
+        f"{turns} turn{'' if turns == 1 else 's'}, {size(kv)} of KV"
     )
 
 

@@ -42,6 +42,9 @@ def source_of(model: str, status: Status, *, accept_terms: bool = False) -> Path
             f"no model {model!r}: expected a packed file, a GGUF file, a safetensors folder, "
             f"or one of {', '.join(BUNDLES)}"
         )
+    if not (path.is_file() or path.is_dir()):
+        # A pipe or a device may have no end.
+        raise UsageError(f"{model} is neither a file nor a folder")
     return path
 
 
@@ -49,12 +52,17 @@ def _cached_pack(source: Path, status: Status) -> Path:
     from hga.runtime.container_index import VERSION
 
     folder = cache_folder() / "packs"
+
+    def check() -> None:
+        from hga.tools.sources import open_source
+
+        open_source(source).close()
+
     with status.bar(f"reading {source.name}", "bytes", delay_s=0.5) as report:
-        name = fingerprint(source, folder / "fingerprints.json", report)
+        name = fingerprint(source, folder / "fingerprints.json", report, check)
     target = folder / f"{_stem(source)}-{name[:16]}-v{VERSION}.hga"
     if target.is_file() and _opens(target, status):
         return target
-    status.notice(f"packing {source.name} into {target}")
     while not _pack(source, target, "auto", status, wait=True):
         if target.is_file() and _opens(target, status):
             break
@@ -84,9 +92,22 @@ def _pack(source: Path, target: Path, fmt: str, status: Status, *, wait: bool) -
     it."""
     from hga.tools.pack import pack
 
+    told = not wait
+
+    def progress(done: int, total: int) -> None:
+        # First heard when the source has passed every check: a refusal stays one line.
+        nonlocal told
+        if not told:
+            told = True
+            status.notice(f"packing {source.name} into {target}")
+        report(done, total)
+
     try:
         with status.bar(f"packing {source.name}", "bytes") as report:
-            done = pack(source, target, fmt, report)
+            done = pack(source, target, fmt, progress)
+    except KeyboardInterrupt:
+        status.notice("what is packed so far is kept: the same command goes on from there")
+        raise
     except BlockingIOError:
         if not wait:
             raise
@@ -112,6 +133,9 @@ def pack_command(source: str, values: argparse.Namespace, status: Status) -> int
     target = values.output or Path(f"{_stem(path)}.hga")
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder; -o names a file", str(target))
+    if target.exists() and not target.is_file():
+        # The rename at the end would put a file in the place of a device.
+        raise UsageError(f"-o {target} is not a regular file")
     if path.is_file():
         from hga.runtime.container import is_packed
 

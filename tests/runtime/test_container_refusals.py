@@ -382,3 +382,16 @@ def test_damage_is_refused_and_never_crashes(packed: bytes, tmp_path_factory, da
                 model.tensor(role).values()
     except ContainerError:
         pass
+
+
+def test_loading_the_trunk_compares_its_checksums(packed: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "m.hga"
+    path.write_bytes(packed)
+    with ModelFile.open(path, load="ram") as model:
+        segment = next(s for s in model.segments if s.name.startswith("layers.0"))
+        assert ".experts." not in segment.name
+    data = bytearray(packed)
+    data[segment.offset] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ContainerError, match=f"segment {segment.name} .* checksum"):
+        ModelFile.open(path, load="ram")

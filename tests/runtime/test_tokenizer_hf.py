@@ -273,5 +273,5 @@ def test_files_that_are_too_large_are_refused_unread(tmp_path):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(TokenizerError, match="missing"):
         spec_from_hf(tmp_path)

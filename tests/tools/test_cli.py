@@ -321,3 +321,11 @@ def test_quiet_status_says_errors_only(capsys):
 def test_figures_for_people():
     assert (size(999), size(98_362_432), size(6 << 30)) == ("999 B", "93.8 MiB", "6.0 GiB")
     assert (span(42), span(3900)) == ("0:42", "1:05:00")
+
+
+@pytest.mark.parametrize("closed", ["stdin", "stdout", "stderr"])
+def test_a_closed_stream_is_no_internal_error(monkeypatch, capsys, closed):
+    monkeypatch.setattr(sys, closed, None)
+    assert cli.main(["run", "no-such-model"]) == 2
+    monkeypatch.undo()
+    assert "internal" not in capsys.readouterr().err

@@ -183,7 +183,7 @@ def test_show_stats_and_ctx(run_lines, say):
     assert "there is no turn yet" in err
     assert "repeat_penalty  1" in err and "seed            " in err
     assert "prompt_tokens" in err and "expert_hit_rate n/a" in err
-    assert "of 200 tokens used" in err and "1 turns" in err
+    assert "of 200 tokens used" in err and "1 turn," in err
 
 
 def test_a_refused_turn_leaves_the_loop_going(run_lines, say):

@@ -85,6 +85,11 @@ def test_a_session_at_the_keyboard(screen, tmp_path):
     # The arrow brings the last line back.
     screen.type("\x1b[A")
     screen.see("Hello")
+    # On a line with text Ctrl-C drops the line and no more.
+    screen.type("\x03")
+    screen.see(">>>")
+    screen.type("\x03")
+    screen.see("Ctrl-C again")
     screen.type("\x03")
     assert screen.child.wait(WAIT_S) == 130
     history = (tmp_path / "state" / "hga" / "history").read_text()

@@ -123,6 +123,58 @@ def test_pack_command(checkpoint, tmp_path, monkeypatch, capsys):
     assert cli.main(["pack", str(checkpoint), "-o", str(tmp_path)]) == 2
 
 
+def test_a_device_or_a_pipe_is_refused_at_either_end(checkpoint, tmp_path, capsys):
+    pipe = tmp_path / "pipe.gguf"
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes in the file system")
+    os.mkfifo(pipe)
+    assert cli.main(["run", str(pipe), "-p", "hi"]) == 2
+    assert cli.main(["pack", str(checkpoint), "-o", str(pipe)]) == 2
+    assert pipe.is_fifo()
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_a_remedy(checkpoint, tmp_path, capsys):
+    path = resolve.resolve(str(checkpoint), QUIET)
+    (path.parent / "fingerprints.json").unlink()
+
+    def refuse(*ignored, **options):
+        raise PermissionError(13, "Permission denied", str(path.parent))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.mkstemp", refuse)
+        # What is packed is found without the note of its fingerprint.
+        assert resolve.resolve(str(checkpoint), QUIET) == path
+        path.unlink()
+        patch.setattr("hga.tools.pack.pack", refuse)
+        assert cli.main(["run", str(checkpoint), "-p", "hi"]) == 1
+    assert "XDG_CACHE_HOME" in capsys.readouterr().err
+
+
+def test_an_interrupted_pack_says_that_it_can_go_on(checkpoint, tmp_path, monkeypatch, capsys):
+    def stop(*ignored):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hga.tools.pack.pack", stop)
+    assert cli.main(["pack", str(checkpoint), "-o", str(tmp_path / "m.hga")]) == 130
+    assert "goes on from there" in capsys.readouterr().err
+
+
+def test_refusals_name_the_checkpoint(checkpoint, capsys):
+    config = checkpoint / "config.json"
+    stated = json.loads(config.read_text())
+    for change in ({"model_type": "mamba"}, {"frobnication": 3}, {"hidden_act": "relu"}):
+        config.write_text(json.dumps({**stated, **change}))
+        assert cli.main(["run", str(checkpoint), "-p", "hi"]) == 5
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and str(checkpoint) in lines[0]
+    config.write_text(json.dumps(stated))
+    (checkpoint / "tokenizer.json").unlink()
+    assert cli.main(["run", str(checkpoint), "-p", "hi"]) == 5
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "tokenizer.json" in lines[0]
+
+
 def test_what_is_no_model_exits_5(tmp_path, capsys):
     junk = tmp_path / "junk.hga"
     junk.write_bytes(b"HGAPACK\x00" + b"\xff" * 5000)
@@ -133,7 +185,7 @@ def test_what_is_no_model_exits_5(tmp_path, capsys):
         assert cli.main(["pack", str(path)]) == 5
         assert len(capsys.readouterr().err.splitlines()) == 1
     for path in (junk, text, tmp_path / "empty"):
-        assert cli.main(["run", str(path), "-p", "hi", "--quiet"]) == 5
+        assert cli.main(["run", str(path), "-p", "hi"]) == 5
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 

@@ -64,7 +64,11 @@ CASES = [
     ("shape", safetensors_bytes({"a": entry(shape=(-4,))}), "shape: expected sizes"),
     ("shape bool", safetensors_bytes({"a": entry(shape=(True, 4))}), "shape: expected sizes"),
     ("shape float", safetensors_bytes({"a": entry(shape=(4.0,))}), "shape: expected sizes"),
-    ("shape huge", safetensors_bytes({"a": entry(shape=(1 << 70,))}), "shape: expected sizes"),
+    (
+        "shape huge",
+        safetensors_bytes({"a": entry(shape=(1 << 70,))}),
+        "shape .* more than a",
+    ),
     ("9 dimensions", safetensors_bytes({"a": entry(shape=(1,) * 9)}), "shape"),
     ("one offset", safetensors_bytes({"a": entry(offsets=(0,))}), "data_offsets"),
     ("reversed", safetensors_bytes({"a": entry(offsets=(16, 0))}), "data_offsets"),

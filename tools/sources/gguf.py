@@ -16,6 +16,7 @@ from .source import (
     SourceError,
     SourceTensor,
     check_tensors,
+    naming,
     plain_dtype,
     sampling_defaults,
 )
@@ -68,7 +69,8 @@ def _open(path: Path, file: ByteFile) -> Source:
                 f"{list(freqs.shape)}"
             )
         divisors = freqs.vector().tolist()
-    plan, specs = plan_from_gguf(table.metadata, shapes, divisors)
+    with naming(path):
+        plan, specs = plan_from_gguf(table.metadata, shapes, divisors)
     check_tensors(path, specs, shapes, "")
     used = {spec.source: spec for spec in specs}
     for name, spec in used.items():

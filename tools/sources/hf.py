@@ -25,6 +25,7 @@ from .source import (
     SourceError,
     SourceTensor,
     check_tensors,
+    naming,
     plain_dtype,
     sampling_defaults,
 )
@@ -61,7 +62,8 @@ def open_hf(folder: Path) -> Source:
     quantization = config.get("quantization_config")
     plain = {name: value for name, value in config.items() if name != "quantization_config"}
     unconverted = _fp8_exceptions(config_path, quantization) if quantization is not None else None
-    plan, specs = plan_from_hf(plain)
+    with naming(folder):
+        plan, specs = plan_from_hf(plain)
     files: dict[str, ByteFile] = {}
     try:
         entries = _entries(folder, files)

@@ -44,10 +44,13 @@ def _entry(name: str, fields: object, data_offset: int, file: ByteFile) -> Entry
             f"{where}: unknown dtype {dtype!r:.80}; expected one of {', '.join(_BYTES)}"
         )
     for what, numbers in (("shape", shape), ("data_offsets", offsets)):
-        if not isinstance(numbers, list) or not all(
-            type(n) is int and 0 <= n <= file.size * 8 for n in numbers
-        ):
+        if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
             raise SourceError(f"{where}: {what}: expected sizes, found {numbers!r:.80}")
+        if any(n > file.size * 8 for n in numbers):
+            raise SourceError(
+                f"{where}: {what} {numbers!r:.80}: more than a file of {file.size} bytes can "
+                "hold: it is truncated or damaged"
+            )
     if len(shape) > _MAX_DIMS or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise SourceError(f"{where}: shape {shape!r:.80}, data_offsets {offsets!r:.80}")
     nbytes = offsets[1] - offsets[0]

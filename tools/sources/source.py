@@ -6,7 +6,8 @@ opened; nothing is mapped, so that a file cut while it is read is an error and n
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from hga.models.plan import ModelPlan, TensorSpec
+from hga.models.plan import ConfigError, ModelPlan, TensorSpec, UnsupportedError
 
 if TYPE_CHECKING:
     from hga.runtime.tokenizer import TokenizerSpec
@@ -23,6 +24,19 @@ if TYPE_CHECKING:
 
 class SourceError(ValueError):
     """A checkpoint is damaged, incomplete or contradicts itself."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the path ahead of a refusal by code that sees values and not where they come from."""
+    from hga.runtime.tokenizer_spec import TokenizerError
+
+    try:
+        yield
+    except (ConfigError, UnsupportedError, TokenizerError) as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
 
 
 class ByteFile:
@@ -155,7 +169,8 @@ class Source:
 
     def tokenizer_spec(self) -> "TokenizerSpec":
         """The tokenizer of the checkpoint; raises TokenizerError if it cannot be rebuilt."""
-        return self.tokenizer()
+        with naming(self.path):
+            return self.tokenizer()
 
     def generation(self) -> dict[str, float]:
         """Sampling defaults that the checkpoint states: temperature, top_k, top_p, min_p,

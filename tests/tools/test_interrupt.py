@@ -1,0 +1,46 @@
+"""Ctrl-C while a reply is produced: the first is a request, the second ends, however fast."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from hga.tools.interrupt import Interrupt, SecondInterrupt
+
+
+@pytest.fixture(autouse=True)
+def default_handler():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_first_is_a_request_and_the_second_ends():
+    with Interrupt() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+        with pytest.raises(SecondInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends signals to itself from outside")
+def test_two_during_one_compiled_call_are_two():
+    # Python sees both signals only when the hashing is over.
+    code = f"""
+import hashlib, os, subprocess, sys
+from hga.tools.interrupt import Interrupt, SecondInterrupt
+kill = "import os, time; time.sleep(0.2); os.kill({{0}}, 2); time.sleep(0.1); os.kill({{0}}, 2)"
+try:
+    with Interrupt() as stop:
+        child = subprocess.Popen([sys.executable, "-c", kill.format(os.getpid())])
+        while child.poll() is None:
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000)
+except SecondInterrupt:
+    print("ended", {signal.SIGINT:d})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"ended {signal.SIGINT:d}\n", done.stderr
