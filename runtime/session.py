@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hga.kvstore.arena import RamArena
+from hga.kvstore.geometry import CHUNK_TOKENS, GROUP_TOKENS
 from hga.kvstore.route import Budget, Route, Router
 
 from .forward import LOGIT_ROWS
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 Logits = NDArray[np.float32]
 StopReason = Literal["eos", "length", "ctx", "interrupt"]
+
+ATTENTION_RULES = ("hga", "dense")
+"""What `Session.attention` accepts; some rules are for evaluation only."""
 
 
 class ContextError(ValueError):
@@ -38,7 +42,12 @@ class TokenSampler(Protocol):
 
 @dataclass(slots=True)
 class TurnStats:
-    """Counters since the last `reset_stats`; times in seconds."""
+    """Counters since the last `reset_stats`; times in seconds.
+
+    read_bytes, index_bytes: keys and values, and routing index, that decode steps read, summed over
+    layers and KV heads. mass_recall: mean share of the exact attention mass on what was attended,
+    None unless `Session.measure_recall` is set.
+    """
 
     reused_tokens: int = 0
     prompt_tokens: int = 0
@@ -48,6 +57,8 @@ class TurnStats:
     attended: float = 0.0
     kv_bytes: int = 0
     read_bytes: int = 0
+    index_bytes: int = 0
+    mass_recall: float | None = None
 
     @property
     def attended_mean(self) -> float | None:
@@ -77,6 +88,7 @@ class Session:
         self.stop_reason: StopReason | None = None
         self.attention = attention
         self.budget = budget
+        self.measure_recall = False
         self._arena = RamArena(engine.geometry, engine.ctx)
         self._layers = engine.weights.layers.copy()
         for i, sketches in enumerate(self._arena.sketches):
@@ -93,8 +105,9 @@ class Session:
 
     @attention.setter
     def attention(self, value: str) -> None:
-        if value not in ("hga", "dense"):
-            raise ValueError(f"attention {value!r} is not available: expected hga or dense")
+        if value not in ATTENTION_RULES:
+            rules = " or ".join(ATTENTION_RULES)
+            raise ValueError(f"attention {value!r} is not available: expected {rules}")
         self._attention = value
 
     @property
@@ -179,7 +192,15 @@ class Session:
         self._logits = self._run((token,), 1, self._attention == "hga")[0].copy()
         self.stats.decode_s += time.perf_counter() - start
         self.stats.decode_tokens += 1
-        self.stats.attended += self._forward.attended / len(self._layers)
+        attended = self._forward.attended
+        self.stats.attended += attended / len(self._layers)
+        geometry, position = self._engine.geometry, len(self.tokens)
+        self.stats.read_bytes += round(attended * geometry.page_bytes(0) / CHUNK_TOKENS)
+        router = self._router
+        always = router.sink_groups + router.window_groups
+        groups = always + router.selected_groups(position)
+        if self._attention == "hga" and groups * GROUP_TOKENS < position:
+            self.stats.index_bytes += geometry.sketch_bytes(position)
         return self._logits
 
     def generate(
