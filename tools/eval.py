@@ -21,6 +21,7 @@ from hga.tools.losses import perplexity
 from hga.tools.needle import NeedlePlan, find_needles
 from hga.tools.prompts import Prompter
 from hga.tools.retrieval import retrieval
+from hga.tools.ruler import RulerPlan, run_ruler
 from hga.tools.run import decode, open_engine, read_text
 from hga.tools.status import Status
 from hga.tools.table import COSTS, Column, Row, share, table, text
@@ -42,6 +43,7 @@ def evaluate(task: str, model: str | None, values: argparse.Namespace, status: S
         "gap": _gap_task,
         "cases": _cases_task,
         "needle": _needle_task,
+        "ruler": _ruler_task,
     }
     result = tasks[task](model, values, status)
     sys.stdout.write(json.dumps(result) + "\n")
@@ -120,9 +122,7 @@ def _needle_task(model: str | None, values: argparse.Namespace, status: Status) 
             f"{len(lengths) * plan.n_questions} questions for each of {len(arms)} arms"
         )
         _warn_of_repeats(haystacks, lengths, status)
-        found = find_needles(
-            engine, plan, haystacks, prompter, arms, status, recall=values.recall
-        )
+        found = find_needles(engine, plan, haystacks, prompter, arms, status, recall=values.recall)
     columns = (
         *_ARM_COLUMNS, ("kind", text("kind")), ("ctx", text("ctx")),
         ("hits", text("hits")), ("of", text("total")), ("values", share("found")),
@@ -130,6 +130,32 @@ def _needle_task(model: str | None, values: argparse.Namespace, status: Status) 
     _show(found["totals"], columns, status)
     if values.plot is not None:
         plots.needle(found, values.plot)
+    return found
+
+
+def _ruler_task(model: str | None, values: argparse.Namespace, status: Status) -> Result:
+    lengths = _lengths(values, "the lengths of the context")
+    plots.check(values.plot)
+    arms = arms_of(values)
+    plan = RulerPlan(lengths, values.task, values.samples, values.seed, values.facts)
+    with _open(model, values, status) as engine:
+        prompter = Prompter(engine, chat=not values.no_chat)
+        haystacks = load_haystacks(values.haystack, engine.tokenizer)
+        n = plan.samples * len(plan.tasks)
+        status.notice(
+            f"ruler: {', '.join(plan.tasks)} in {_listed(lengths)} tokens ({_style(prompter)}): "
+            f"{n * len(lengths)} documents, {n * sum(lengths):,} tokens to prefill, every question "
+            f"for each of {len(arms)} arms"
+        )
+        _warn_of_repeats(haystacks, lengths, status)
+        found = run_ruler(engine, plan, haystacks, prompter, arms, status, recall=values.recall)
+    columns = (
+        *_ARM_COLUMNS, ("task", text("task")), ("ctx", text("ctx")), ("score", share("score")),
+        ("complete", text("complete")), ("of", text("questions")),
+    )  # fmt: skip
+    _show(found["rows"], columns, status)
+    if values.plot is not None:
+        plots.ruler(found, values.plot)
     return found
 
 
@@ -171,9 +197,7 @@ def _gap_text(row: Row) -> str:
     return f"{row['gap']:+.4f} ± {row['gap_ci']:.4f}"
 
 
-def _warn_of_repeats(
-    haystacks: Sequence[Haystack], lengths: Sequence[int], status: Status
-) -> None:
+def _warn_of_repeats(haystacks: Sequence[Haystack], lengths: Sequence[int], status: Status) -> None:
     for haystack in haystacks:
         if len(haystack) < lengths[-1]:
             status.notice(

@@ -76,14 +76,7 @@ WORDINGS = (
     ),
 )  # fmt: skip
 
-MULTIVALUE = Wording(
-    "magic", "digits",
-    "One of the special magic numbers for {key} is: {value}.",
-    "What are all the special magic numbers for {key} mentioned in the text?",
-    "The special magic numbers for {key} mentioned above are",
-    "What are all the special magic numbers for {key}? The special magic numbers for {key} "
-    "mentioned above are",
-)  # fmt: skip
+MULTIVALUE = WORDINGS[-1]
 """The wording whose key has several values."""
 
 

@@ -7,7 +7,7 @@ are paired, token by token, so what is hard about the text itself cancels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def loss_gaps(
     status: Status,
     *,
     recall: bool = False,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The JSON object of `hga eval gap`: that of the one length, or all under `depths`.
 
     Every tail token is a query; the last one is scored where a token follows it in `ids`. Where
@@ -113,7 +113,7 @@ def loss_gaps(
                         f"segment {number + 1} of {len(starts)}, {length:,} tokens, {arm.label}: "
                         f"{float((losses - dense).mean()):+.4f} nats"
                     )
-    depths = [
+    depths: list[dict[str, Any]] = [
         {
             "ctx": length,
             "tail": plan.tail,

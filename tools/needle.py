@@ -3,13 +3,14 @@
 One densely prefilled text serves as many needles as its kind allows, and every arm. single: the
 needles of one text are of different wordings. multikey: nine of the same wording, each asked for
 in turn, so that each has eight distractors. multivalue: up to three keys with four values each,
-the first at the key's depth and the others anywhere.
+the first at the key's depth and the others anywhere; each value is asked for by its first digits,
+as many as tell it from the others, and all four must be found.
 """
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hga.tools.arms import Arm
 from hga.tools.errors import UsageError
@@ -17,7 +18,7 @@ from hga.tools.facts import MULTIVALUE, WORDINGS, Fact, FactMaker
 from hga.tools.haystack import Haystack
 from hga.tools.prefill import SharedPrefix, Work
 from hga.tools.prompts import Prompter
-from hga.tools.retrieval import Question, values_found
+from hga.tools.retrieval import Question, answers
 from hga.tools.status import Status
 from hga.tools.tally import Grid
 
@@ -70,11 +71,11 @@ class NeedlePlan:
 
 @dataclass(frozen=True, slots=True)
 class Needle:
-    """A question about the fact at a depth."""
+    """The fact at a depth, and a question for each of its values."""
 
     depth: float
     wording: str
-    question: Question
+    questions: list[Question]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def _text(
 ) -> NeedleText:
     facts, distractors = _facts(kind, sample, len(depths), rng)
     needles = [
-        Needle(depth, fact.wording.name, question_of(fact, prompter))
+        Needle(depth, fact.wording.name, questions_of(fact, prompter))
         for depth, fact in zip(depths, facts, strict=True)
     ]
     inserts: list[tuple[float, list[int]]] = []
@@ -124,7 +125,7 @@ def _text(
         inserts += ((rng.random(), prompter.encode(line)) for line in fact.statements)
     opening = prompter.opening(_CHAT_TASK if prompter.chat else "")
     taken = len(opening) + sum(len(ids) for _, ids in inserts)
-    taken += max(needle.question.n_tokens for needle in needles) + 1
+    taken += max(q.n_tokens for needle in needles for q in needle.questions) + 1
     if length - taken < _MIN_TEXT_TOKENS:
         raise UsageError(
             f"--ctx {length:,} is too short: {taken:,} tokens are needed for the needles of {kind} "
@@ -134,9 +135,7 @@ def _text(
     return NeedleText(kind, length, [*opening, *woven], needles)
 
 
-def _facts(
-    kind: str, sample: int, n: int, rng: random.Random
-) -> tuple[list[Fact], list[Fact]]:
+def _facts(kind: str, sample: int, n: int, rng: random.Random) -> tuple[list[Fact], list[Fact]]:
     """The facts to ask for, and others of their wording."""
     maker = FactMaker(rng)
     if kind == "multivalue":
@@ -148,13 +147,23 @@ def _facts(
     return facts[:n], facts[n:]
 
 
-def question_of(fact: Fact, prompter: Prompter) -> Question:
-    """The question that asks for all values of a fact."""
+def questions_of(fact: Fact, prompter: Prompter) -> list[Question]:
+    """A question for every value of a fact; where there are several, the tokens that tell a value
+    from the others are part of the question."""
     before = fact.lead if prompter.chat else fact.plain
-    answers = [tuple(prompter.answer(before, " " + value)) for value in fact.values]
-    separator = prompter.answer(f"{before} {fact.values[0]}", ",")
     prompt = prompter.question(fact.ask, fact.lead, fact.plain)
-    return Question(tuple(prompt), tuple(answers), tuple(separator))
+    values = [prompter.answer(before, " " + value) for value in fact.values]
+    questions = []
+    for value in values:
+        shared = max((_n_common(value, other) for other in values if other != value), default=-1)
+        cue = min(shared + 1, len(value) - 1)
+        questions.append(Question((*prompt, *value[:cue]), tuple(value[cue:])))
+    return questions
+
+
+def _n_common(a: Sequence[int], b: Sequence[int]) -> int:
+    same = (x == y for x, y in zip(a, b, strict=False))
+    return next((i for i, equal in enumerate(same) if not equal), min(len(a), len(b)))
 
 
 def find_needles(
@@ -166,9 +175,10 @@ def find_needles(
     status: Status,
     *,
     recall: bool = False,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The JSON object of `hga eval needle`: every text prefilled densely once, its questions
-    decoded through every arm. A hit has the right arg-max at every token of every value."""
+    decoded through every arm. A hit has the right arg-max at every token of every value; `found`
+    is the mean share of values found."""
     grid = Grid(("kind", "wording", "ctx", "depth"))
     per_text = plan.n_questions * len(arms) * _QUESTION_TOKENS // plan.n_texts
     total = sum(plan.n_texts * (length + per_text) for length in plan.lengths)
@@ -183,11 +193,13 @@ def find_needles(
             for needle in text.needles:
                 for arm in arms:
                     tally = grid.at(arm, text.kind, needle.wording, text.length, needle.depth)
-                    with prefix.arm(arm, tally.costs):
-                        found = values_found(session, needle.question)
-                    tally.add(found / len(needle.question.answers))
-                    hits[arm] += found == len(needle.question.answers)
-                    work.advance(needle.question.n_tokens)
+                    found = 0
+                    for question in needle.questions:
+                        with prefix.arm(arm, tally.costs):
+                            found += answers(session, question)
+                        work.advance(question.n_tokens)
+                    tally.add(found / len(needle.questions))
+                    hits[arm] += found == len(needle.questions)
             planned += text.length + per_text
             work.reach(planned)
             got = ", ".join(f"{arm.label} {n}" for arm, n in hits.items())

@@ -21,7 +21,7 @@ Row = dict[str, Any]
 _SUFFIXES = (".png", ".svg", ".pdf")
 _COLOURS = {"hga": "#0072B2", "hga-paper": "#D55E00", "oracle": "#009E73", "dense": "#555555"}
 _MARKERS = {"hga": "o", "hga-paper": "s", "oracle": "^", "dense": "D"}
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -103,6 +103,11 @@ def needle(result: Row, path: Path) -> None:
             axis.set_xticks(range(len(lengths)), [_tokens(n) for n in lengths])
             axis.set_yticks(range(len(depths)), [f"{100 * depth:.0f} %" for depth in depths])
             axis.tick_params(length=0)
+            # White lines between the cells.
+            axis.set_xticks([x - 0.5 for x in range(1, len(lengths))], minor=True)
+            axis.set_yticks([y - 0.5 for y in range(1, len(depths))], minor=True)
+            axis.grid(which="minor", color="white", linewidth=1.2)
+            axis.tick_params(which="minor", length=0)
             for spine in axis.spines.values():
                 spine.set_visible(False)
         line[0].set_ylabel("depth of the needle")
@@ -112,7 +117,7 @@ def needle(result: Row, path: Path) -> None:
     bar = figure.colorbar(image, ax=[axis for line in axes for axis in line], pad=0.02, aspect=30)
     bar.set_label("needles found")
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     _write(figure, path)
 
 
@@ -199,5 +204,3 @@ def _panels(
 
 def _write(figure: "Figure", path: Path) -> None:
     figure.savefig(path, dpi=150)
-
-

@@ -14,6 +14,7 @@ from hga.tools.errors import UsageError
 if TYPE_CHECKING:
     from hga.runtime.engine import Engine
 
+
 class Prompter:
     """Builds prompts for one model."""
 

@@ -1,13 +1,12 @@
 """Retrieval: does an attention rule still find the answer that dense attention finds.
 
-Answers are teacher-forced: a value counts if the model's arg-max is right at every token of it.
-Where several values are asked for, they may come in any order; the separator between them is
-given.
+Answers are teacher-forced: a question is answered if the model's arg-max is right at every token
+of the answer.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,40 +22,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Tokens to decode after the document, and the values that must follow, in any order."""
+    """Tokens to decode after the document, and those that must follow."""
 
     prompt: tuple[int, ...]
-    answers: tuple[tuple[int, ...], ...]
-    separator: tuple[int, ...] = ()
+    answer: tuple[int, ...]
 
     @property
     def n_tokens(self) -> int:
-        """Tokens decoded where every answer is right."""
-        between = len(self.separator) * (len(self.answers) - 1)
-        return len(self.prompt) + sum(map(len, self.answers)) + between - 1
+        """Tokens decoded where the answer is right: its last one is not."""
+        return len(self.prompt) + len(self.answer) - 1
 
 
-def values_found(session: "Session", question: Question) -> int:
-    """How many of the values the model produces before its first wrong token; the session grows
-    by what was decoded."""
+def answers(session: "Session", question: Question) -> bool:
+    """Whether every token of the answer is the arg-max; the session grows by what was decoded, up
+    to the first wrong token."""
     logits = None
     for token in question.prompt:
         logits = session.step(token)
-    left = list(question.answers)
-    while True:
-        value: list[int] = []
-        while tuple(value) not in left:
-            token = int(np.argmax(logits))
-            value.append(token)
-            if not any(answer[: len(value)] == tuple(value) for answer in left):
-                return len(question.answers) - len(left)
-            if tuple(value) not in left:
-                logits = session.step(token)
-        left.remove(tuple(value))
-        if not left:
-            return len(question.answers)
-        for token in (value[-1], *question.separator):
-            logits = session.step(token)
+    for i, token in enumerate(question.answer):
+        if i:
+            logits = session.step(question.answer[i - 1])
+        if logits is None or int(np.argmax(logits)) != token:
+            return False
+    return True
 
 
 def retrieval(
@@ -66,7 +54,7 @@ def retrieval(
     status: Status,
     *,
     recall: bool = False,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The JSON object of `hga eval cases`: each case prefilled densely up to its last 64 tokens,
     those decoded through each arm; a hit has the right arg-max at every answer token."""
     missed: dict[Arm, list[str]] = {arm: [] for arm in arms}
@@ -78,11 +66,11 @@ def retrieval(
         for case in cases:
             prefix.fill(case.ids[:-CASE_TAIL])
             question = Question(
-                tuple(case.ids[-CASE_TAIL : -case.n_answer]), (tuple(case.ids[-case.n_answer :]),)
+                tuple(case.ids[-CASE_TAIL : -case.n_answer]), tuple(case.ids[-case.n_answer :])
             )
             for arm in arms:
                 with prefix.arm(arm, costs[arm]):
-                    if not values_found(session, question):
+                    if not answers(session, question):
                         missed[arm].append(case.name)
                 prefix.work.advance(CASE_TAIL)
     return {

@@ -1,6 +1,6 @@
 """Tallies of retrieval: hits, values found and what the arm read, per cell of a grid."""
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 
 from hga.tools.arms import Arm, Costs
 
@@ -57,13 +57,11 @@ class Grid:
     def rows(self, *keys: str) -> list[dict[str, object]]:
         """A row per arm and combination of these keys, the other keys summed over, in the order
         in which they were first seen, arm by arm."""
-        chosen: Callable[[Cell], Cell] = lambda cell: tuple(
-            value for key, value in zip(self._keys, cell, strict=True) if key in keys
-        )
         names = [key for key in self._keys if key in keys]
         merged: dict[tuple[Arm, Cell], list[Tally]] = {}
         for (arm, cell), tally in self._tallies.items():
-            merged.setdefault((arm, chosen(cell)), []).append(tally)
+            kept = (value for key, value in zip(self._keys, cell, strict=True) if key in keys)
+            merged.setdefault((arm, tuple(kept)), []).append(tally)
         arms = list(dict.fromkeys(arm for arm, _ in merged))
         return [
             {**arm.row(), **dict(zip(names, cell, strict=True)), **Tally.of(parts).row()}
