@@ -17,8 +17,9 @@ from hga.tools.run import read_text
 if TYPE_CHECKING:
     from hga.runtime.tokenizer import Tokenizer
 
-# An insertion moves to a line's end no further than this share of the text.
+# An insertion moves to a line's end no further than this share of the text, or a line or two.
 _NEAR = 1 / 50
+_NEAR_TOKENS = 64
 
 
 class Haystack:
@@ -78,7 +79,8 @@ class Window:
         i = bisect_left(self._breaks, wanted)
         near = [0, *self._breaks[max(0, i - 1) : i + 1]]
         best = min(near, key=lambda at: abs(at - wanted))
-        return best if abs(best - wanted) <= _NEAR * len(self._ids) else wanted
+        near_enough = max(_NEAR_TOKENS, _NEAR * len(self._ids))
+        return best if abs(best - wanted) <= near_enough else wanted
 
 
 def load_haystacks(files: Sequence[Path] | None, tokenizer: "Tokenizer") -> list[Haystack]:

@@ -31,6 +31,7 @@ _STYLE: Any = {
 }
 # Gaps up to here are drawn to scale, larger ones logarithmically.
 _LINEAR_NATS = 0.01
+_TICKS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 
 def check(path: Path | None) -> None:
@@ -51,6 +52,7 @@ def gap(depths: Sequence[Row], path: Path) -> None:
     figure, axes = _panels(1, len(depths), 4.6, 3.6, share_y=True)
     rows = [row for depth in depths for row in depth["rows"]]
     largest = max((abs(row["gap"]) + row["gap_ci"] for row in rows), default=0.0)
+    lowest = min((row["gap"] - row["gap_ci"] for row in rows), default=0.0)
     for axis, depth in zip(axes[0], depths, strict=True):
         axis.axhline(0, color=_COLOURS["dense"], linewidth=1)
         for rule in dict.fromkeys(row["attention"] for row in depth["rows"]):
@@ -69,8 +71,9 @@ def gap(depths: Sequence[Row], path: Path) -> None:
         axis.set_xlabel("tokens attended per decoded token")
         if largest > 5 * _LINEAR_NATS:
             axis.set_yscale("symlog", linthresh=_LINEAR_NATS)
-            ticks = [0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
-            axis.set_yticks([t for t in ticks if t <= 1.3 * largest])
+            above = [t for t in _TICKS if t <= 1.3 * largest]
+            below = [-t for t in _TICKS if t <= -lowest]
+            axis.set_yticks([*below, 0, *above])
             axis.yaxis.set_minor_locator(_no_ticks())
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:+.3g}" if value else "0")
         axis.grid(alpha=0.3, linewidth=0.6)
@@ -122,29 +125,34 @@ def needle(result: Row, path: Path) -> None:
 
 
 def ruler(result: Row, path: Path) -> None:
-    """Score against length of context: a panel per task, a line per arm."""
+    """Score at each length of context: a panel per task, a bar per arm."""
     rows, lengths = result["rows"], result["ctx"]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     arms = list(dict.fromkeys(map(_arm, rows)))
-    figure, axes = _panels(1, len(tasks), 3.2, 3.2, share_y=True)
+    bar = 0.8 / len(arms)
+    width = max(2.4, 0.22 * len(arms) * len(lengths) + 1)
+    figure, axes = _panels(1, len(tasks), width, 3.0, share_y=True)
     for axis, task in zip(axes[0], tasks, strict=True):
         for number, arm in enumerate(arms):
             mine = {row["ctx"]: row for row in rows if row["task"] == task and _arm(row) == arm}
             same = [other for other in arms if other.attention == arm.attention]
-            axis.plot(
-                range(len(lengths)), [100 * mine[n]["score"] for n in lengths], label=arm.label,
-                color=_COLOURS.get(arm.attention, f"C{number}"),
-                marker=_MARKERS.get(arm.attention, "o"),
-                linestyle=("-", "--", ":", "-.")[same.index(arm) % 4], linewidth=1.4, markersize=5,
+            # Budgets of a rule differ in how solid its colour is.
+            solid = 1 - 0.7 * same.index(arm) / len(same)
+            bars = axis.bar(
+                [x - 0.4 + bar * (number + 0.5) for x in range(len(lengths))],
+                [100 * mine[n]["score"] for n in lengths], 0.9 * bar,
+                label=arm.label, color=_COLOURS.get(arm.attention), alpha=solid,
             )  # fmt: skip
+            axis.bar_label(bars, fmt="%.0f", fontsize=7, padding=1)
         questions = max(row["questions"] for row in rows if row["task"] == task)
-        axis.set_title(f"{task} ({questions} questions)")
+        axis.set_title(f"{task} ({questions} question{'s' if questions > 1 else ''})")
         axis.set_xticks(range(len(lengths)), [_tokens(n) for n in lengths])
-        axis.set_xlim(-0.3, len(lengths) - 0.7)
-        axis.set_ylim(-3, 103)
+        axis.tick_params(axis="x", length=0)
+        axis.set_ylim(0, 108)
+        axis.set_yticks(range(0, 101, 20))
         axis.set_xlabel("context (tokens)")
-        axis.grid(alpha=0.3, linewidth=0.6)
-    axes[0][0].set_ylabel("answers found (%)")
+        axis.grid(axis="y", alpha=0.3, linewidth=0.6)
+    axes[0][0].set_ylabel("expected strings found (%)")
     axes[0][-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1.02, 1))
     _write(figure, path)
 
