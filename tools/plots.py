@@ -55,11 +55,13 @@ def gap(depths: Sequence[Row], path: Path) -> None:
     lowest = min((row["gap"] - row["gap_ci"] for row in rows), default=0.0)
     for axis, depth in zip(axes[0], depths, strict=True):
         axis.axhline(0, color=_COLOURS["dense"], linewidth=1)
-        for rule in dict.fromkeys(row["attention"] for row in depth["rows"]):
+        rules = list(dict.fromkeys(row["attention"] for row in depth["rows"]))
+        for number, rule in enumerate(rules):
             mine = [row for row in depth["rows"] if row["attention"] == rule]
             mine = sorted((row for row in mine if row["attended_mean"]), key=_attended)
             axis.errorbar(
-                [_attended(row) for row in mine],
+                # A little apart, so that rules at equal budgets do not hide each other's bars.
+                [_attended(row) * (1 + 0.02 * number) for row in mine],
                 [row["gap"] for row in mine],
                 yerr=[row["gap_ci"] for row in mine],
                 color=_COLOURS.get(rule), marker=_MARKERS.get(rule, "o"), label=rule,
