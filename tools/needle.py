@@ -65,8 +65,9 @@ class NeedlePlan:
 
     @property
     def n_questions(self) -> int:
-        """Questions per length and arm."""
-        return self.samples * len(self.kinds) * self.n_depths
+        """Questions per length and arm: one per value."""
+        values = sum(N_VALUES if kind == "multivalue" else 1 for kind in self.kinds)
+        return self.samples * self.n_depths * values
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +181,8 @@ def find_needles(
     decoded through every arm. A hit has the right arg-max at every token of every value; `found`
     is the mean share of values found."""
     grid = Grid(("kind", "wording", "ctx", "depth"))
-    per_text = plan.n_questions * len(arms) * _QUESTION_TOKENS // plan.n_texts
-    total = sum(plan.n_texts * (length + per_text) for length in plan.lengths)
+    per_question = len(arms) * _QUESTION_TOKENS
+    total = sum(plan.n_texts * n + plan.n_questions * per_question for n in plan.lengths)
     planned = 0
     with engine.session() as session, status.bar("needle", "tokens") as report:
         session.measure_recall = recall
@@ -200,7 +201,8 @@ def find_needles(
                         work.advance(question.n_tokens)
                     tally.add(found / len(needle.questions))
                     hits[arm] += found == len(needle.questions)
-            planned += text.length + per_text
+            asked = sum(len(needle.questions) for needle in text.needles)
+            planned += text.length + asked * per_question
             work.reach(planned)
             got = ", ".join(f"{arm.label} {n}" for arm, n in hits.items())
             status.detail(f"{text.kind}, {text.length:,} tokens, of {len(text.needles)}: {got}")

@@ -74,6 +74,7 @@ def test_texts_hold_their_needles_at_their_depths(fake_engine, prompter, haystac
     plan = NeedlePlan((4000,), (kind,), 7, 2, 5)
     texts = list(needle_texts(plan, prompter(chat), [haystack]))
     assert len(texts) == plan.n_texts
+    assert sum(len(n.questions) for t in texts for n in t.needles) == plan.n_questions
     assert sorted(n.depth for t in texts for n in t.needles) == sorted(2 * plan.depths)
     for text in texts:
         longest = max(q.n_tokens for needle in text.needles for q in needle.questions)
@@ -139,7 +140,7 @@ def test_needle_command(hga_eval, tmp_path):
         "--plot", picture, ctx=4000,
     )  # fmt: skip
     assert code == 0 and found["ctx"] == [2048, 3072] and found["chat"] is True
-    assert "18 questions for each of 2 arms" in err and picture.stat().st_size > 10_000
+    assert "36 questions for each of 2 arms" in err and picture.stat().st_size > 10_000
     assert set(found["rows"][0]) == {
         "attention", "budget", "kind", "ctx", "depth", "hits", "total", "found", "attended_mean",
         "bytes_per_token", "index_bytes_per_token", "mass_recall",
