@@ -118,6 +118,11 @@ def build_parser(prog: str = "hga") -> argparse.ArgumentParser:
          operands=model)  # fmt: skip
     _add(evals, "eval cases", _cmd_eval, "retrieval cases from a file of token ids",
          operands=model)  # fmt: skip
+    _add(evals, "eval needle", _cmd_eval, "facts hidden at every depth of a long text",
+         operands=model)  # fmt: skip
+    _add(evals, "eval ruler", _cmd_eval,
+         "variable tracking, common words, and many facts of one document",
+         operands=model)  # fmt: skip
     return parser
 
 

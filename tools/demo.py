@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from hga.tools.errors import UsageError
-from hga.tools.flags import parse_switch
+from hga.tools.flag_values import parse_switch
 from hga.tools.folders import cache_folder
 from hga.tools.status import Report, Status, size
 

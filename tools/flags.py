@@ -5,12 +5,20 @@ through this table, so a value means the same wherever it is written. A flag tha
 will offer is listed too, hidden, and refuses every value by name instead of ignoring it.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from hga.tools.errors import UsageError
+from hga.tools.flag_values import (
+    choice,
+    list_of,
+    number,
+    one_or_all,
+    parse_switch,
+    parse_text,
+    whole,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,81 +39,6 @@ class Flag:
     counter: bool = False
     hidden: bool = False
     excludes: tuple[str, ...] = ()
-
-
-def parse_switch(text: str) -> bool:
-    """1/true/yes/on or 0/false/no/off."""
-    word = text.strip().lower()
-    if word in ("1", "true", "yes", "on"):
-        return True
-    if word in ("0", "false", "no", "off", ""):
-        return False
-    raise UsageError(f"{text!r} is neither true nor false")
-
-
-def whole(low: int, high: int | None = None) -> Callable[[str], int]:
-    """A parser of whole numbers between `low` and `high`, both included."""
-    bounds = f"from {low}" if high is None else f"from {low} to {high}"
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise UsageError(f"{text!r} is not a whole number") from None
-        if value < low or (high is not None and value > high):
-            raise UsageError(f"{value} is out of range: expected a whole number {bounds}")
-        return value
-
-    return parse
-
-
-def number(low: float, high: float = math.inf, *, above: bool = False) -> Callable[[str], float]:
-    """A parser of finite numbers between `low` (not itself allowed when `above`) and `high`."""
-    bounds = f"{'above' if above else 'from'} {low:g}"
-    bounds += "" if math.isinf(high) else f" to {high:g}"
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise UsageError(f"{text!r} is not a number") from None
-        if not math.isfinite(value) or value > high or value < low or (above and value == low):
-            raise UsageError(f"{value:g} is out of range: expected a number {bounds}")
-        return value
-
-    return parse
-
-
-def choice(*offered: str) -> Callable[[str], str]:
-    """A parser that takes one of the words offered."""
-
-    def parse(text: str) -> str:
-        if text not in offered:
-            raise UsageError(f"{text!r} is unknown: expected {', '.join(offered)}")
-        return text
-
-    return parse
-
-
-def list_of(parse_one: Callable[[str], object]) -> Callable[[str], tuple[object, ...]]:
-    """A parser of comma-separated values, at least one."""
-
-    def parse(text: str) -> tuple[object, ...]:
-        parts = [part.strip() for part in text.split(",")]
-        if not all(parts):
-            raise UsageError(f"{text!r} is not a list: expected values separated by commas")
-        return tuple(parse_one(part) for part in parts)
-
-    return parse
-
-
-def parse_text(text: str) -> str:
-    """Text as it is; refuses bytes that are not UTF-8 (they arrive as lone surrogates)."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UsageError("the text is not valid UTF-8") from None
-    return text
 
 
 def parse_seed(text: str) -> int | None:
@@ -138,6 +71,15 @@ def _budget(text: str) -> str:
 
     parse_budget(text)
     return text.strip()
+
+
+def _rule(text: str) -> str:
+    """An attention rule that a session can be set to; more than `hga run` offers."""
+    from hga.kvstore.route import RULES
+
+    if text not in RULES:
+        raise UsageError(f"unknown attention {text!r}: expected {', '.join(RULES)}")
+    return text
 
 
 def _offered(name: str) -> Callable[[str], str]:
@@ -257,17 +199,20 @@ PACK = (
 INSPECT = (JSON, *OUTPUT)
 VERIFY = OUTPUT
 
-_EVAL_CTX = Flag(
-    "ctx", CTX.options, _tokens,
-    "tokens of a chunk (ppl, default: 2048), of the whole input (gap, cases)", "N", "model",
-)  # fmt: skip
-_EVAL_ENGINE = (MODEL, _EVAL_CTX, THREADS, MEM, DEVICE, GEMMA)
+_EVAL_ENGINE = (MODEL, THREADS, MEM, DEVICE, GEMMA)
+
+
+def _lengths(about: str) -> Flag:
+    return Flag("ctx", CTX.options, list_of(_tokens), about, "LIST", "model")
+
+
 _TEXT_FILE = Flag("file", ("-f", "--file"), parse_text, "text file to score", "TEXT", "input",
                   excludes=("token_ids",))  # fmt: skip
 EVAL_PPL = (
     *_EVAL_ENGINE,
-    Flag("attention", ("--attention",), _attention,
-         "dense scores in blocks; hga decodes token by token (default: dense)",
+    Flag("ctx", CTX.options, _tokens, "tokens of a chunk (default: 2048)", "N", "model"),
+    Flag("attention", ("--attention",), _rule,
+         "dense scores in blocks; others decode token by token (default: dense)",
          "RULE", "model", default="dense"),
     BUDGET, _TEXT_FILE,
     Flag("chunks", ("--chunks",), whole(1), "score the first N chunks alone", "N", "input"),
@@ -276,26 +221,81 @@ EVAL_PPL = (
          "(default: half)", "WHICH", "input", default="half"),
     *OUTPUT, *LATER,
 )  # fmt: skip
+_RECALL = Flag(
+    "recall", ("--recall",), parse_switch,
+    "also measure the share of the exact attention mass that was read (slow)", group="model",
+    default=False, switch=True,
+)  # fmt: skip
 _ARMS = (
-    Flag("attention", ("--attention",), list_of(_attention),
-         "rules to compare, separated by commas (default: hga)", "LIST", "model",
-         default=("hga",)),
+    Flag("attention", ("--attention",), list_of(_rule),
+         "rules to compare, separated by commas: hga, dense, hga-paper (the published rule), "
+         "oracle (the true top tokens) (default: hga)", "LIST", "model", default=("hga",)),
     Flag("budget", ("--budget",), list_of(_budget),
          "budgets to compare, such as 1024,2%%,auto (default: auto)", "LIST", "model",
          default=("auto",)),
+    _RECALL,
 )  # fmt: skip
+_PLOT = Flag("plot", ("--plot",), Path, "draw the result (needs hga[plot])", "OUT.png", "output")
 EVAL_GAP = (
-    *_EVAL_ENGINE, *_ARMS, _TEXT_FILE,
+    *_EVAL_ENGINE,
+    _lengths("lengths of the context; one gives the JSON object, several a list of such objects "
+             "under \"depths\""),
+    *_ARMS, _TEXT_FILE,
     Flag("token_ids", ("--token-ids",), Path, "token ids, a one-dimensional array of integers",
          "FILE.npy", "input", excludes=("file",)),
     Flag("tail", ("--tail",), _tokens, "tokens decoded through each rule (default: 1024)", "N",
          "input", default=1024),
-    *OUTPUT, *LATER,
+    Flag("segments", ("--segments",), whole(1), "evenly spaced places of the text to measure at; "
+         "from 2 on the interval is over them (default: 1)", "N", "input", default=1),
+    _PLOT, *OUTPUT, *LATER,
 )  # fmt: skip
 EVAL_CASES = (
-    *_EVAL_ENGINE, *_ARMS,
+    *_EVAL_ENGINE,
+    Flag("ctx", CTX.options, _tokens, "longest case in tokens (default: as needed)", "N", "model"),
+    *_ARMS,
     Flag("cases", ("--cases",), Path, "arrays needle_NAME and answer_NAME", "FILE.npz", "input"),
     *OUTPUT, *LATER,
+)  # fmt: skip
+
+NEEDLE_KINDS = ("single", "multikey", "multivalue")
+RULER_TASKS = ("vt", "cwe", "fwe", "extract")
+
+
+def _generated(samples: str) -> tuple[Flag, ...]:
+    return (
+        *_EVAL_ENGINE,
+        _lengths("lengths of the context in tokens, question and answer included"),
+        *_ARMS,
+        Flag("samples", ("--samples",), whole(1), samples, "N", "input", default=1),
+        Flag("seed", ("-s", "--seed"), whole(0, 2**32 - 1), "same seed, same cases (default: 0)",
+             "N", "input", default=0),
+        Flag("haystack", ("--haystack",), list_of(Path), "text files to hide the facts in, in turn "
+             "(default: the documentation that comes with Python)", "FILES", "input"),
+        Flag("no_chat", ("--no-chat",), parse_switch,
+             "continue plain text, without the model's chat template", group="input",
+             default=False, switch=True),
+    )  # fmt: skip
+
+
+EVAL_NEEDLE = (
+    *_generated("times that every depth is tried, per length and kind (default: 1)"),
+    Flag("depths", ("--depths",), whole(1, 100), "places between beginning and end of the context "
+         "(default: 9)", "N", "input", default=9),
+    Flag("kind", ("--kind",), one_or_all(NEEDLE_KINDS),
+         "single: one needle of its template; multikey: eight more of the same; multivalue: four "
+         "values of one key, all wanted; all (default: all)", "KIND", "input",
+         default=NEEDLE_KINDS),
+    _PLOT, *OUTPUT, *LATER,
+)  # fmt: skip
+EVAL_RULER = (
+    *_generated("documents per task and length (default: 1)"),
+    Flag("task", ("--task",), one_or_all(RULER_TASKS),
+         "vt: variables that hold a value through assignments; cwe: common words; fwe: frequent "
+         "coded words; extract: many facts of one document; all (default: all)", "TASK", "input",
+         default=RULER_TASKS),
+    Flag("facts", ("--facts",), whole(1, 500), "facts stated and asked per document of extract "
+         "(default: 16)", "N", "input", default=16),
+    _PLOT, *OUTPUT, *LATER,
 )  # fmt: skip
 
 _counts = list_of(whole(0, 1 << 30))
@@ -318,4 +318,5 @@ BENCH = (
 COMMANDS = {
     "run": RUN, "pack": PACK, "inspect": INSPECT, "verify": VERIFY,
     "bench": BENCH, "eval ppl": EVAL_PPL, "eval gap": EVAL_GAP, "eval cases": EVAL_CASES,
+    "eval needle": EVAL_NEEDLE, "eval ruler": EVAL_RULER,
 }  # fmt: skip

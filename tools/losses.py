@@ -1,19 +1,17 @@
-"""Losses in nats: perplexity of a text, and of a tail decoded through several attention rules.
+"""Losses in nats: perplexity of a text, and of tokens decoded one by one.
 
-From float64 log-sum-exp over the model's float32 logits. Conventions: llama-perplexity's chunks;
-a dense prefill and a teacher-forced tail for the gap.
+From float64 log-sum-exp over the model's float32 logits. Convention: llama-perplexity's chunks.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from hga.tools.arms import Arm, set_arm
 from hga.tools.errors import UsageError
-from hga.tools.figures import attended_bytes
 from hga.tools.status import Report, Status
 
 if TYPE_CHECKING:
@@ -24,14 +22,6 @@ if TYPE_CHECKING:
 _BLOCK_VALUES = 1 << 22
 
 Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """One way to attend: a rule and its budget (None for dense, which has none)."""
-
-    attention: str
-    budget: str | None
 
 
 def perplexity(
@@ -95,83 +85,6 @@ def _scored(session: "Session", ids: Sequence[int], arm: Arm, report: Report) ->
         done += len(logits)
         report(done, len(ids))
     return np.concatenate(parts)
-
-
-def loss_gap(
-    engine: "Engine", ids: Sequence[int], ctx: int, tail: int, arms: Iterable[Arm], status: Status
-) -> dict[str, object]:
-    """Prefill ctx - tail tokens densely, then decode the tail once per arm on the same tokens.
-
-    Every tail token is a query; the last one is scored where `ids` holds one more token than
-    `ctx`. `gap` is the mean difference to dense in nats, `gap_ci` the half width of its 95 %
-    interval as if tokens were independent. Bytes are keys and values, and summaries, that one
-    decoded token reads; what the engine does not measure is null.
-    """
-    with engine.session() as session:
-        return _gap_rows(engine, session, ids, ctx, tail, arms, status)
-
-
-def _gap_rows(
-    engine: "Engine",
-    session: "Session",
-    ids: Sequence[int],
-    ctx: int,
-    tail: int,
-    arms: Iterable[Arm],
-    status: Status,
-) -> dict[str, object]:
-    prefix = ctx - tail
-    session.attention = "dense"
-    with status.bar("prefill", "tokens") as report:
-        session.feed(list(ids[:prefix]), report)
-    queries, targets = ids[prefix:ctx], ids[prefix + 1 : ctx + 1]
-    dense = _decode_arm(session, prefix, queries, targets, Arm("dense", None), status)
-    rows = []
-    for arm in arms:
-        losses = _decode_arm(session, prefix, queries, targets, arm, status)
-        difference = losses - dense
-        attended = session.stats.attended_mean
-        rows.append(
-            {
-                "attention": arm.attention,
-                "budget": arm.budget,
-                "gap": float(difference.mean()),
-                "gap_ci": 1.96 * float(difference.std(ddof=1)) / math.sqrt(len(difference)),
-                "attended_mean": attended,
-                "bytes_per_token": attended_bytes(engine, attended),
-                "index_bytes_per_token": _index_bytes(engine, session, ctx - tail // 2),
-                "mass_recall": None,
-            }
-        )
-    return {"ctx": ctx, "tail": tail, "dense_nll": float(dense.mean()), "rows": rows}
-
-
-def _index_bytes(engine: "Engine", session: "Session", n_tokens: int) -> int:
-    """Summaries that routing scans; none where the last token read everything."""
-    return 0 if session.last_route() is None else engine.geometry.sketch_bytes(n_tokens)
-
-
-def _decode_arm(
-    session: "Session",
-    prefix: int,
-    queries: Sequence[int],
-    targets: Sequence[int],
-    arm: Arm,
-    status: Status,
-) -> Floats:
-    session.truncate(prefix)
-    set_arm(session, arm)
-    session.reset_stats()
-    label = arm.attention if arm.budget is None else f"{arm.attention} {arm.budget}"
-    with status.bar(label, "tokens") as report:
-        return decode_losses(session, queries, targets, report)
-
-
-def set_arm(session: "Session", arm: Arm) -> None:
-    """Let the session's next steps attend as the arm says."""
-    session.attention = arm.attention
-    if arm.budget is not None:
-        session.budget = arm.budget
 
 
 def decode_losses(

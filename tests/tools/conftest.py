@@ -1,6 +1,7 @@
 """A small engine without a model, for tests of what tools do around one."""
 
 import codecs
+import json
 import os
 from types import SimpleNamespace
 
@@ -30,6 +31,9 @@ class FakeTokenizer:
                 ids.append(data[i])
                 i += 1
         return ids
+
+    def piece(self, number):
+        return b"he" if number == HE else bytes([number]) if number < 256 else b""
 
     def decoder(self):
         return FakeDecoder()
@@ -79,6 +83,7 @@ class FakeSession:
         self.attention, self.budget = "hga", "auto"
         self.stop_reason = "eos"
         self.on_token = None
+        self.measure_recall = False
         self.reset_stats()
 
     kv_bytes = 4096
@@ -95,7 +100,7 @@ class FakeSession:
     def reset_stats(self):
         self.stats = SimpleNamespace(
             attended_mean=12.0, kv_bytes=4096, read_bytes=0, decode_tokens=0, prompt_tokens=0,
-            reused_tokens=0, prefill_s=0.0, decode_s=0.0,
+            reused_tokens=0, prefill_s=0.0, decode_s=0.0, index_bytes=0, mass_recall=None,
         )  # fmt: skip
 
     def fork_point(self, ids):
@@ -141,6 +146,11 @@ class FakeSession:
 
     def step(self, token):
         self.tokens.append(token)
+        stats = self.stats
+        stats.decode_tokens += 1
+        stats.read_bytes += 1000
+        stats.index_bytes += 10 * (self.attention != "dense")
+        stats.mass_recall = 0.5 if self.measure_recall else None
         return self.logits_of(self.tokens)
 
     def score(self, ids):
@@ -209,3 +219,24 @@ def own_folders(tmp_path, monkeypatch):
     for name in list(os.environ):
         if name.startswith("HGA_") and not name.startswith("HGA_TEST_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def hga_eval(fake_engine, monkeypatch, capsys, own_folders):
+    """hga_eval(words, **engine options) -> (exit code, JSON or None, stderr)."""
+    import contextlib
+
+    from hga.tools import cli
+    from hga.tools import eval as eval_module
+
+    def go(*words, **options):
+        @contextlib.contextmanager
+        def opened(*given):
+            yield fake_engine(**options)
+
+        monkeypatch.setattr(eval_module, "open_engine", opened)
+        code = cli.main(["eval", *map(str, words)])
+        out, err = capsys.readouterr()
+        return code, json.loads(out) if out else None, err
+
+    return go

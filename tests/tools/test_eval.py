@@ -7,39 +7,20 @@ import numpy as np
 import pytest
 
 from hga.tools import cli
-from hga.tools import eval as eval_module
+from hga.tools.arms import DENSE, Arm
 from hga.tools.errors import UsageError
-from hga.tools.losses import Arm, nll_of, perplexity
+from hga.tools.losses import nll_of, perplexity
 from hga.tools.retrieval import retrieval
 from hga.tools.status import Status
 from hga.tools.token_files import Case, load_cases, load_ids
 
 QUIET = Status(quiet=True)
-DENSE = Arm("dense", None)
 
 
 def loss(engine, session, ids, target):
     """The fake model's loss, from its formula."""
     logits = session.logits_of(ids).astype(float)
     return math.log(np.exp(logits).sum()) - logits[target]
-
-
-@pytest.fixture
-def hga_eval(fake_engine, monkeypatch, capsys, own_folders):
-    """hga_eval(words, **engine options) -> (exit code, JSON or None, stderr)."""
-    import contextlib
-
-    def go(*words, **options):
-        @contextlib.contextmanager
-        def opened(*given):
-            yield fake_engine(**options)
-
-        monkeypatch.setattr(eval_module, "open_engine", opened)
-        code = cli.main(["eval", *map(str, words)])
-        out, err = capsys.readouterr()
-        return code, json.loads(out) if out else None, err
-
-    return go
 
 
 def test_perplexity_scores_the_second_half_of_each_chunk(fake_engine):
@@ -99,8 +80,9 @@ def test_gap_of_dense_is_nothing_and_of_others_is_not(hga_eval, tmp_path):
     assert rows[0]["gap"] == 0.0 and rows[1]["gap"] > 1.0 and rows[1]["gap_ci"] >= 0.0
     assert set(rows[0]) == {
         "attention", "budget", "gap", "gap_ci", "attended_mean", "bytes_per_token",
-        "index_bytes_per_token", "mass_recall",
+        "index_bytes_per_token", "mass_recall", "gap_segments",
     }  # fmt: skip
+    assert (rows[0]["bytes_per_token"], rows[1]["index_bytes_per_token"]) == (1000, 10)
 
 
 @pytest.mark.parametrize(
@@ -167,11 +149,13 @@ def test_cases_command(hga_eval, tmp_path):
         needle_up=up, answer_up=3, needle_odd=odd, answer_odd=3, needle_in=odd, answer_in=2,
         needle_early=early, answer_early=63,
     )  # fmt: skip
-    code, found, _ = hga_eval("cases", "--cases", path, "--attention", "dense,hga")
+    code, found, _ = hga_eval("cases", "--cases", path, "--attention", "dense,hga", "--recall")
     assert code == 0
+    costs = {"attended_mean": 12.0, "bytes_per_token": 1000, "mass_recall": 0.5}
+    score = {"hits": 3, "total": 4, "missed": ["odd"]}
     assert found["rows"] == [
-        {"attention": "dense", "budget": None, "hits": 3, "total": 4, "missed": ["odd"]},
-        {"attention": "hga", "budget": "auto", "hits": 3, "total": 4, "missed": ["odd"]},
+        {"attention": "dense", "budget": None, "index_bytes_per_token": 0, **score, **costs},
+        {"attention": "hga", "budget": "auto", "index_bytes_per_token": 10, **score, **costs},
     ]
     code, _, err = hga_eval("cases", "--cases", path, "--ctx", 80)
     assert code == 2 and "90 tokens, --ctx is 80" in err
