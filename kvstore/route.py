@@ -6,20 +6,24 @@ per KV head: up to the budget, or as many as it takes to leave little mass unrea
 (kernels/cpu/layer_route.py; docs/method.md). A context within the budget is read whole.
 """
 
+import math
 import re
 from dataclasses import dataclass
 
-from .geometry import CHUNK_TOKENS, GROUP_TOKENS
+from .geometry import BLOCK_TOKENS, CHUNK_TOKENS, GROUP_TOKENS, SCANNED_TOKENS
 
 # Always read, where the budget has room for more (`always_read`).
-SINK_TOKENS = 64
-WINDOW_TOKENS = 256
-# `auto` reads as little as leaves this mean share of the attention mass unread, but no less than
-# the first number of tokens and no more than the second, or that share of the context.
-AUTO_MISSED = 0.02
-AUTO_LEAST = 1024
+SINK_TOKENS = 16
+WINDOW_TOKENS = 64
+# `auto` reads every group with this share of a query head's attention mass, as estimated, but no
+# fewer tokens than the second number and no more than the third, or that share of the context.
+AUTO_SHARE = 0.0005
+AUTO_LEAST = 512
 AUTO_MOST = 4096
-AUTO_MOST_SHARE = 1 / 8
+AUTO_MOST_SHARE = 1 / 4
+# Blocks whose keys are scanned hold this share of the context, and this many times a budget.
+SCANNED_SHARE = 1 / 4
+SCANNED_BUDGETS = 4
 # The published rule reads two chunks at the start and the last eight, and opens 20 chunks for
 # 32 groups of 16 tokens (arXiv 2606.30709, the reference code's defaults).
 PAPER_SINK_CHUNKS, PAPER_RECENT_CHUNKS = 2, 8
@@ -85,7 +89,8 @@ class Limits:
     """What the routing kernel is told for one token; counts are of groups of 8 tokens.
 
     rule: an index of RULES; least and most: groups chosen between sinks and window, most is of
-    groups of 16 tokens for the published rule, which opens `chunks`; missed: see AUTO_MISSED.
+    groups of 16 tokens for the published rule, which opens `chunks`; least_share: see AUTO_SHARE;
+    keep: blocks of 128 tokens to scan, 0 for all.
     """
 
     rule: int = 0
@@ -94,18 +99,40 @@ class Limits:
     least: int = 0
     most: int = 0
     chunks: int = 0
-    missed: float = 0.0
+    least_share: float = 1.0
+    keep: int = 0
 
 
 EVERYTHING = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """What every unit of 64 prompt tokens reads besides itself (kernels/cpu/block_route.py).
+
+    sinks and least count groups of 8 tokens; share: part of the past that is chosen, at least
+    `least` groups. Up to exact_tokens, and with a share of 0, everything is read.
+    """
+
+    sinks: int = 0
+    window_tokens: int = 0
+    least: int = 0
+    share: float = 0.0
+    exact_tokens: int = 0
+
+
+NO_UNITS = Units()
+# `--prefill hga`.
+PREFILL_UNITS = Units(SINK_TOKENS // GROUP_TOKENS, 128, 2048 // GROUP_TOKENS, 0.05, 4096)
+PREFILLS = {"exact": NO_UNITS, "hga": PREFILL_UNITS}
 
 
 def always_read(tokens: int) -> tuple[int, int]:
     """Sink and window tokens of a budget: half of a small one, so that routing has the rest."""
     if tokens >= 2 * (SINK_TOKENS + WINDOW_TOKENS):
         return SINK_TOKENS, WINDOW_TOKENS
-    sinks = max(GROUP_TOKENS, tokens // 10 // GROUP_TOKENS * GROUP_TOKENS)
-    window = max(4 * GROUP_TOKENS, tokens * 4 // 10 // GROUP_TOKENS * GROUP_TOKENS)
+    sinks = max(GROUP_TOKENS, tokens // 6 // GROUP_TOKENS * GROUP_TOKENS)
+    window = max(4 * GROUP_TOKENS, tokens // 3 // GROUP_TOKENS * GROUP_TOKENS)
     return sinks, window
 
 
@@ -128,14 +155,21 @@ class Router:
         most = max(1, -(-tokens // GROUP_TOKENS) - sinks - window)
         rule = RULES.index(self.rule)
         if not self.budget.automatic:
-            return Limits(rule, sinks, window, most, most)
+            return Limits(rule, sinks, window, most, most, keep=_scanned(n_tokens, tokens))
         least = max(1, AUTO_LEAST // GROUP_TOKENS - sinks - window)
-        return Limits(rule, sinks, window, least, most, missed=AUTO_MISSED)
+        keep = _scanned(n_tokens, AUTO_LEAST)
+        return Limits(rule, sinks, window, least, most, least_share=AUTO_SHARE, keep=keep)
 
     def least_tokens(self, n_tokens: int) -> int:
         """What a routed token reads at least when n_tokens are cached."""
         limits = self.limits(n_tokens)
         return (limits.sinks + limits.window + limits.least) * GROUP_TOKENS
+
+
+def _scanned(n_tokens: int, tokens: int) -> int:
+    """Blocks of 128 tokens to scan for a budget when n_tokens are cached."""
+    wanted = max(SCANNED_TOKENS, SCANNED_SHARE * n_tokens, SCANNED_BUDGETS * tokens)
+    return math.ceil(wanted / BLOCK_TOKENS)
 
 
 def _published(tokens: int) -> Limits:

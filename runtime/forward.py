@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from hga.kernels.cpu import scratch
 from hga.kernels.cpu.params import CALL
 from hga.kernels.ops import Backend
-from hga.kvstore.geometry import GROUP_TOKENS, GROUPS_PER_BLOCK, padded_head_dim
-from hga.kvstore.route import EVERYTHING, Limits, Route
+from hga.kvstore.geometry import BLOCK_TOKENS, GROUP_TOKENS, GROUPS_PER_BLOCK, padded_head_dim
+from hga.kvstore.route import EVERYTHING, NO_UNITS, Limits, Route, Units
 from hga.models.plan import MoePlan
 
 from .rope import RopeTables
 from .weights import Weights
 
 # Tokens of a prefill call: enough that weights are read from cache, little enough scratch.
-BLOCK_TOKENS = 512
+PREFILL_TOKENS = 512
 # Rows of logits of one call.
 LOGIT_ROWS = 32
 
@@ -63,7 +63,7 @@ class ForwardPass:
         self._backend = backend
         self._weights = weights
         plan = weights.plan
-        self.block_tokens = min(BLOCK_TOKENS, _round_up(ctx, 16))
+        self.block_tokens = min(PREFILL_TOKENS, _round_up(ctx, 16))
         self._vocab16 = _round_up(plan.vocab_size, 16)
         self._vocab = plan.vocab_size
         self._ropes = RopeTables(weights.ropes, self.block_tokens)
@@ -114,9 +114,11 @@ class ForwardPass:
         groups = _round_up(-(-ctx // GROUP_TOKENS), GROUPS_PER_BLOCK)
         spans = -(-ctx // scratch.SPAN_TOKENS) + 1
         c["score_bytes"], c["group_bytes"] = 4 * groups, 4 * groups
-        c["scores"] = take(4 * groups * (n_heads + 2 * n_kv))
+        c["scores"] = take(4 * groups * (n_heads + n_kv))
         c["groups"] = take(4 * groups * n_heads)
         c["counts"] = take(8 * n_heads)
+        c["kept_bytes"] = _round_up(4 * (2 + ctx // BLOCK_TOKENS), _LINE)
+        c["kept"] = take(n_kv * int(c["kept_bytes"]))
         c["query_bytes"] = widest + _LINE
         c["queries"] = take(n_heads * int(c["query_bytes"]))
         # Four rows at a time, of a KV head's query heads or of one query head's.
@@ -126,6 +128,10 @@ class ForwardPass:
             scratch.attention_bytes(a.n_heads // a.n_kv_heads, padded_head_dim(a.head_dim))
             for a in attention
         )
+        tile = _round_up(tile, _LINE)
+        # Groups, queries, then rows of shares (kernels/cpu/block_route.py).
+        unit = 4 * groups + rows * int(c["query_bytes"]) + 4 * groups * (rows + 2) + 4096
+        c["unit_private"], tile = tile, tile + unit
         gather = _GATHER_TOKENS * 4 * max(plan.hidden, width) if moes else 0
         c["private_bytes"] = _round_up(max(tile, gather), 4096)
         c["private"] = take(self._backend.n_threads * int(c["private_bytes"]))
@@ -152,12 +158,13 @@ class ForwardPass:
         n_logits: int,
         limits: Limits = EVERYTHING,
         summed_chunks: int = 0,
+        units: Units = NO_UNITS,
     ) -> NDArray[np.float32]:
         """Run tokens [T] at positions position…; returns logits [n_logits, V] of the last ones.
 
         layers: LAYER records with the session's pages. limits: what a single token reads.
-        summed_chunks: chunks that have summaries, for the published rule. The returned view is
-        overwritten by the next call.
+        summed_chunks: chunks that have summaries, for the published rule. units: what the tokens
+        of a prompt read. The returned view is overwritten by the next call.
         """
         n = len(tokens)
         assert 0 < n <= self.block_tokens and n_logits <= min(n, LOGIT_ROWS)
@@ -171,8 +178,12 @@ class ForwardPass:
         c["layers"], c["n_tokens"], c["position"] = layers.ctypes.data, n, position
         c["n_logits"] = n_logits
         c["rule"], c["n_sinks"], c["n_window"] = limits.rule, limits.sinks, limits.window
-        c["n_least"], c["n_most"], c["missed"] = limits.least, limits.most, limits.missed
+        c["n_least"], c["n_most"], c["n_keep"] = limits.least, limits.most, limits.keep
+        c["least_share"] = limits.least_share
         c["n_chunks"], c["summed_chunks"] = limits.chunks, summed_chunks
+        c["unit_sinks"], c["unit_window"] = units.sinks, units.window_tokens
+        c["unit_least"], c["unit_share"] = units.least, units.share
+        c["unit_exact"] = units.exact_tokens
         c["n_attended"], c["n_read_groups"], c["n_read_bytes"], c["n_routed"] = 0, 0, 0, 0
         self._backend.forward(self._call.ctypes.data)
         return self._buffers.view(int(c["logits"]), (n_logits, self._vocab16))[:, : self._vocab]

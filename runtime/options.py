@@ -16,7 +16,12 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?", re.IGNORECASE)
 _TOKENS = re.compile(r"(\d+(?:\.\d+)?)([km]?)", re.IGNORECASE)
 
 # What this version offers, and what design has a name for but no code yet.
-_OFFERED = {"attention": ("hga", "hga-paper", "dense"), "device": ("cpu",), "io": ("auto",)}
+_OFFERED = {
+    "attention": ("hga", "hga-paper", "dense"),
+    "prefill": ("exact", "hga"),
+    "device": ("cpu",),
+    "io": ("auto",),
+}
 _LATER = {"device": ("cuda",), "io": ("uring", "threads", "mmap")}
 
 
@@ -75,7 +80,8 @@ class Options:
     `ctx` is the longest timeline in tokens (None: the model's own, bounded by memory), `threads`
     the compute threads (None: the machine's cores), `mem` the byte budget for weights, KV, indices
     and scratch together (None: no limit), `attention` how single tokens attend (hga,
-    hga-paper or dense), and `budget` what `parse_budget` takes.
+    hga-paper or dense), `budget` what `parse_budget` takes,
+    and `prefill` how prompts attend (exact or hga).
     Raises OptionError on a value that this version cannot honour.
     """
 
@@ -85,6 +91,7 @@ class Options:
     budget: str = "auto"
     mem: int | None = None
     device: str = "cpu"
+    prefill: str = "exact"
 
     def __post_init__(self) -> None:
         for name, value in (("ctx", self.ctx), ("threads", self.threads), ("mem", self.mem)):
@@ -92,4 +99,5 @@ class Options:
                 raise OptionError(f"{name} is {value}: expected at least 1")
         require_available("attention", self.attention)
         require_available("device", self.device)
+        require_available("prefill", self.prefill)
         parse_budget(self.budget)

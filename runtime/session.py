@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hga.kvstore.arena import RamArena
-from hga.kvstore.geometry import CHUNK_TOKENS
-from hga.kvstore.route import EVERYTHING, RULES, Budget, Route, Router
+from hga.kvstore.geometry import BLOCK_TOKENS, CHUNK_TOKENS, MEAN_TOKENS
+from hga.kvstore.route import EVERYTHING, PREFILLS, RULES, Budget, Route, Router
 
 from .forward import LOGIT_ROWS
 
@@ -93,7 +93,12 @@ class Session:
             if sketches is not None:
                 self._layers[i]["sketches"] = sketches.ctypes.data
                 self._layers[i]["head_bytes"] = sketches.strides[0]
+        for i, gates in enumerate(self._arena.gates):
+            if gates is not None:
+                self._layers[i]["gates"] = gates.ctypes.data
+                self._layers[i]["gate_bytes"] = gates.strides[0]
         self._logits: Logits = np.zeros(0, np.float32)
+        self._limits = EVERYTHING
         # Chunks whose summaries, of the published rule, are up to date.
         self._summed_chunks = 0
         shapes = engine.geometry.layers
@@ -102,6 +107,7 @@ class Session:
         self._recalls = np.ones((len(shapes), n_heads), np.float32)
         self.attention = attention
         self.budget = budget
+        self.prefill = engine.options.prefill
 
     @property
     def measure_recall(self) -> bool:
@@ -140,6 +146,17 @@ class Session:
         self._budget = value
 
     @property
+    def prefill(self) -> str:
+        """How prompts attend: "exact", or "hga": routed by units of 64 tokens."""
+        return self._prefill
+
+    @prefill.setter
+    def prefill(self, value: str) -> None:
+        if value not in PREFILLS:
+            raise ValueError(f"unknown prefill {value!r}: expected one of {', '.join(PREFILLS)}")
+        self._prefill = value
+
+    @property
     def logits(self) -> Logits:
         """float32 [V] after the last token (a copy of its own); ValueError before the first."""
         if not len(self._logits):
@@ -169,6 +186,7 @@ class Session:
         limits = EVERYTHING
         if routed:
             limits = Router(self._attention, self._parsed_budget).limits(position + 1)
+        self._limits = limits
         block = np.asarray(ids, np.int64)
         if block.min() < 0 or block.max() >= self._engine.plan.vocab_size:
             raise ValueError(f"token ids must lie in 0..{self._engine.plan.vocab_size - 1}")
@@ -182,17 +200,19 @@ class Session:
     def feed(
         self, token_ids: Sequence[int], progress: Callable[[int, int], None] | None = None
     ) -> None:
-        """Append tokens with exact attention; afterwards `logits` are those of the last one.
+        """Append tokens, attending as `prefill` says; afterwards `logits` are those of the last.
 
         progress(done, total) is called after each block. Raises ContextError, with nothing
         changed, if they do not fit.
         """
         self._check_room(len(token_ids))
         start = time.perf_counter()
-        step, total = self._forward.block_tokens, len(token_ids)
-        for first in range(0, total, step):
-            block = token_ids[first : first + step]
-            last = first + step >= total
+        step, total, first = self._forward.block_tokens, len(token_ids), 0
+        while first < total:
+            # Calls end at multiples of a chunk, where units of a routed prompt do.
+            size = step - len(self.tokens) % CHUNK_TOKENS if step > CHUNK_TOKENS else step
+            block = token_ids[first : first + size]
+            last = first + size >= total
             logits = self._run(block, int(last))
             self.stats.prompt_tokens += len(block)
             self.stats.prefill_s, start = (
@@ -201,8 +221,9 @@ class Session:
             )
             if last:
                 self._logits = logits[0].copy()
+            first += len(block)
             if progress is not None:
-                progress(first + len(block), total)
+                progress(first, total)
 
     def step(self, token: int) -> Logits:
         """Append one token as decoding does (routed unless attention is dense); its logits [V]."""
@@ -224,12 +245,20 @@ class Session:
             self._summed_chunks = n_closed = len(self.tokens) // CHUNK_TOKENS
             stats.index_bytes += geometry.summary_bytes(n_closed * CHUNK_TOKENS)
         elif forward.routed_layers and self._attention == "hga":
-            stats.index_bytes += geometry.sketch_bytes(len(self.tokens))
+            stats.index_bytes += self._scanned_bytes()
         if self.measure_recall:
             shapes = self._engine.plan.layers
             rows = [self._recalls[i, : shapes[i].attention.n_heads] for i in self._routed]
             stats.recalled += float(np.concatenate(rows).mean())
             stats.recall_tokens += 1
+
+    def _scanned_bytes(self) -> int:
+        """Bytes of sketches that the token just decoded read."""
+        geometry, n_tokens, keep = self._engine.geometry, len(self.tokens), self._limits.keep
+        if self._arena.gated and 0 < keep < -(-n_tokens // BLOCK_TOKENS):
+            means = geometry.sketch_bytes(n_tokens // MEAN_TOKENS)
+            return means + geometry.sketch_bytes(keep * BLOCK_TOKENS)
+        return geometry.sketch_bytes(n_tokens)
 
     def generate(
         self, sampler: TokenSampler, max_tokens: int, stop_ids: Collection[int]

@@ -17,6 +17,7 @@ from .simd import (
     high_halves,
     load_f32,
     load_scalar_f32,
+    load_scalar_i32,
     low_halves,
     mask_lanes,
     store_f32,
@@ -52,19 +53,24 @@ def _load_queries(q: Any, token_row: Any, rows: Any, n_rows: Any, head_dim: Any,
 
 
 @njit(**JIT)
+def _widen_pair(k0: Any, k1: Any, at: Any, head_dim: Any, wide: Any) -> None:
+    """The keys of two groups, as the groups `at` (even) and `at` + 1 of a span."""
+    even = wide + (at >> 2) * (128 * head_dim) + 64 * ((at >> 1) & 1)
+    odd = even + 64 * head_dim
+    for i in range(head_dim >> 1):
+        a, b = load_f16(k0 + 32 * i), load_f16(k1 + 32 * i)
+        store_f32(even + 128 * i, low_halves(a, b))
+        store_f32(odd + 128 * i, high_halves(a, b))
+
+
+@njit(**JIT)
 def _widen_keys(pages: Any, first: Any, end: Any, head: Any, head_dim: Any, wide: Any) -> None:
     """The keys of groups first..end of a span; first is even, the last pair may lack its half."""
     span = first - first % att.SPAN_GROUPS
     for group in range(first, end, 2):
         k = att.record(pages, group, head, head_dim)
         # A pair lies in one page, whether or not its second group has tokens yet.
-        k1, at = k + 32 * head_dim, group - span
-        even = wide + (at >> 2) * (128 * head_dim) + 64 * ((at >> 1) & 1)
-        odd = even + 64 * head_dim
-        for i in range(head_dim >> 1):
-            a, b = load_f16(k + 32 * i), load_f16(k1 + 32 * i)
-            store_f32(even + 128 * i, low_halves(a, b))
-            store_f32(odd + 128 * i, high_halves(a, b))
+        _widen_pair(k, k + 32 * head_dim, group - span, head_dim, wide)
 
 
 @njit(**JIT)
@@ -73,11 +79,42 @@ def _widen_values(pages: Any, t0: Any, t1: Any, head: Any, head_dim: Any, wide: 
     for t in range(t0, t1):
         v = att.record(pages, t // att.GROUP_TOKENS, head, head_dim)
         v += (16 + 2 * (t % att.GROUP_TOKENS)) * head_dim
-        out = wide + 128 * (t % SPAN_TOKENS)
-        for d in range(0, head_dim, WIDTH):
-            store_f32(out, load_f16(v + 2 * d))
-            store_f32(out + 64, load_f16(v + 2 * d + 32))
-            out += 128 * SPAN_TOKENS
+        _widen_value(v, t % SPAN_TOKENS, head_dim, wide)
+
+
+@njit(**JIT)
+def _widen_value(v: Any, at: Any, head_dim: Any, wide: Any) -> None:
+    """A value, as token `at` of a span."""
+    out = wide + 128 * at
+    for d in range(0, head_dim, WIDTH):
+        store_f32(out, load_f16(v + 2 * d))
+        store_f32(out + 64, load_f16(v + 2 * d + 32))
+        out += 128 * SPAN_TOKENS
+
+
+@njit(**JIT)
+def _widen_listed_keys(
+    pages: Any, groups: Any, count: Any, head: Any, head_dim: Any, wide: Any
+) -> None:
+    """The keys of up to 32 listed groups (address of int32), one beside the other. An odd last
+    group stands twice: its second copy is masked."""
+    for at in range(0, count, 2):
+        g0 = np.int64(load_scalar_i32(groups + 4 * at))
+        g1 = np.int64(load_scalar_i32(groups + 4 * min(at + 1, count - 1)))
+        k0, k1 = att.record(pages, g0, head, head_dim), att.record(pages, g1, head, head_dim)
+        _widen_pair(k0, k1, at, head_dim, wide)
+
+
+@njit(**JIT)
+def _widen_listed_values(
+    pages: Any, groups: Any, count: Any, head: Any, head_dim: Any, wide: Any
+) -> None:
+    """The values of up to 32 listed groups, one beside the other."""
+    for i in range(count):
+        group = np.int64(load_scalar_i32(groups + 4 * i))
+        v = att.record(pages, group, head, head_dim) + 16 * head_dim
+        for t in range(att.GROUP_TOKENS):
+            _widen_value(v + 2 * head_dim * t, att.GROUP_TOKENS * i + t, head_dim, wide)
 
 
 @njit(**JIT)
@@ -121,19 +158,101 @@ def _mask_row(s: Any, t0: Any, t1: Any, low: Any, high: Any) -> None:
 
 
 @njit(**JIT)
-def _first_visible(position: Any, window: Any) -> Any:
-    """The first position that the token at a position sees; window 0 sees everything."""
-    return max(0, position + 1 - window) if window > 0 else 0
+def _first_visible(position: Any, window: Any, begin: Any) -> Any:
+    """The first position from `begin` that the token at a position sees; window 0: all of them."""
+    return max(begin, position + 1 - window) if window > 0 else begin
+
+
+@njit(**JIT)
+def _visible(
+    r: Any, rows: Any, n_rows: Any, position: Any, window: Any, begin: Any, start: Any
+) -> Any:
+    """The tokens of the span from `start` that row r sees: low..high."""
+    at = position + min(r, n_rows - 1) // rows
+    return _first_visible(at, window, begin) - start, at + 1 - start
 
 
 @njit(**JIT)
 def _seen(
-    r: Any, count: Any, rows: Any, n_rows: Any, position: Any, window: Any, start: Any
+    r: Any, count: Any, rows: Any, n_rows: Any, position: Any, window: Any, begin: Any, start: Any
 ) -> Any:
     """The tokens of the span from `start` that any of the rows r..r + count sees."""
-    high = position + (min(r + count, n_rows) - 1) // rows + 1
-    low = _first_visible(position + r // rows, window)
-    return max(low, start) - start, min(high, start + SPAN_TOKENS) - start
+    low, _ = _visible(r, rows, n_rows, position, window, begin, start)
+    _, high = _visible(r + count - 1, rows, n_rows, position, window, begin, start)
+    return max(low, 0), min(high, SPAN_TOKENS)
+
+
+@njit(**JIT)
+def _soften(scores: Any, r: Any, count: Any, a: Any, b: Any) -> None:
+    """Turn the masked scores a..b of rows r..r + count into weights."""
+    for i in range(r, r + count, 4):
+        s = scores + SCORE_ROW * i
+        att.softmax4(s + 4 * a, (b - a) >> 4, s + 4 * SPAN_TOKENS, SCORE_ROW)
+
+
+@njit(**JIT)
+def _fold(
+    scores: Any,
+    r: Any,
+    count: Any,
+    n_rows: Any,
+    wide: Any,
+    t0: Any,
+    t1: Any,
+    head_dim: Any,
+    partials: Any,
+    totals: Any,
+) -> None:
+    """Weigh the values of tokens t0..t1 and merge the partials of rows r..r + count."""
+    row = 4 * (PARTIAL_HEAD + head_dim)
+    s, v = scores + SCORE_ROW * r + 4 * t0, wide + STEP_BYTES * t0
+    _weigh_rows(s, count, v, t1 - t0, head_dim, partials + 4 * PARTIAL_HEAD, row)
+    for i in range(min(count, n_rows - r)):
+        s, partial = scores + SCORE_ROW * (r + i) + 4 * SPAN_TOKENS, partials + row * i
+        store_scalar_f32(partial, load_scalar_f32(s))
+        store_scalar_f32(partial + 4, load_scalar_f32(s + 4))
+        att.merge(totals + row * (r + i), partial, head_dim)
+
+
+@njit(**JIT)
+def _rows_at(r: Any, padded: Any) -> Any:
+    """How many rows go through the registers together from row r on."""
+    return BLOCK_ROWS if r + BLOCK_ROWS <= padded else 4
+
+
+@njit(**JIT)
+def _attend_listed(
+    pages: Any,
+    groups: Any,
+    count: Any,
+    head: Any,
+    head_dim: Any,
+    n_rows: Any,
+    wide: Any,
+    queries: Any,
+    scores: Any,
+    partials: Any,
+    totals: Any,
+) -> None:
+    """All rows attend all tokens of up to 32 listed groups."""
+    padded, n_tokens = (n_rows + 3) & ~3, att.GROUP_TOKENS * count
+    _widen_listed_keys(pages, groups, count, head, head_dim, wide)
+    b = (n_tokens + WIDTH - 1) // WIDTH * WIDTH
+    r = 0
+    while r < padded:
+        n = _rows_at(r, padded)
+        s = scores + SCORE_ROW * r
+        _score_rows(queries + QUERY_ROW * r, n, wide, 0, n_tokens, head_dim, s)
+        for i in range(r, r + n):
+            _mask_row(scores + SCORE_ROW * i, 0, b, 0, n_tokens)
+        _soften(scores, r, n, 0, b)
+        r += n
+    _widen_listed_values(pages, groups, count, head, head_dim, wide)
+    r = 0
+    while r < padded:
+        n = _rows_at(r, padded)
+        _fold(scores, r, n, n_rows, wide, 0, n_tokens, head_dim, partials, totals)
+        r += n
 
 
 @njit(**JIT)
@@ -147,13 +266,17 @@ def attend_tile(
     n_tokens: Any,
     position: Any,
     window: Any,
+    groups: Any,
+    n_listed: Any,
+    begin: Any,
     private: Any,
 ) -> Any:
     """Attention of n_tokens tokens at position… with the `rows` query heads of a KV head.
 
-    q: address of the first head of the first token (float32, rotated and scaled), tokens
-    token_row bytes apart. private: scratch (scratch.py). Returns the address of the totals,
-    float32 [n_tokens * rows][16 + D], for `finish`.
+    Every token reads the n_listed groups at `groups` (int32, all before `begin`), then what it
+    sees from position `begin` on. q: address of the first head of the first token (float32,
+    rotated and scaled), tokens token_row bytes apart. private: scratch (scratch.py). Returns the
+    address of the totals, float32 [n_tokens * rows][16 + D], for `finish`.
     """
     n_rows, row = n_tokens * rows, 4 * (PARTIAL_HEAD + head_dim)
     padded = (n_rows + 3) & ~3
@@ -164,41 +287,46 @@ def attend_tile(
     _load_queries(q, token_row, rows, n_rows, head_dim, queries)
     for r in range(n_rows):
         att.clear_partial(totals + row * r, head_dim)
-    low, end = _first_visible(position, window), position + n_tokens
+    for i in range(0, n_listed, att.SPAN_GROUPS):
+        count = min(n_listed - i, att.SPAN_GROUPS)
+        _attend_listed(
+            pages,
+            groups + 4 * i,
+            count,
+            head,
+            head_dim,
+            n_rows,
+            wide,
+            queries,
+            scores,
+            partials,
+            totals,
+        )
+    low, end = _first_visible(position, window, begin), position + n_tokens
     for start in range(low - low % SPAN_TOKENS, end, SPAN_TOKENS):
-        begin, stop = max(low, start), min(end, start + SPAN_TOKENS)
-        first = begin // (2 * att.GROUP_TOKENS) * 2
+        here, stop = max(low, start), min(end, start + SPAN_TOKENS)
+        first = here // (2 * att.GROUP_TOKENS) * 2
         last = (stop + att.GROUP_TOKENS - 1) // att.GROUP_TOKENS
         _widen_keys(pages, first, last, head, head_dim, wide)
         r = 0
         while r < padded:
-            count = BLOCK_ROWS if r + BLOCK_ROWS <= padded else 4
-            t0, t1 = _seen(r, count, rows, n_rows, position, window, start)
+            count = _rows_at(r, padded)
+            t0, t1 = _seen(r, count, rows, n_rows, position, window, begin, start)
             if t0 < t1:
                 s = scores + SCORE_ROW * r
                 _score_rows(queries + QUERY_ROW * r, count, wide, t0, t1, head_dim, s)
                 a, b = t0 // WIDTH * WIDTH, (t1 + WIDTH - 1) // WIDTH * WIDTH
-                for i in range(count):
-                    at = position + min(r + i, n_rows - 1) // rows
-                    visible = _first_visible(at, window) - start
-                    _mask_row(s + SCORE_ROW * i, a, b, visible, at + 1 - start)
-                for i in range(0, count, 4):
-                    heads = s + SCORE_ROW * i + 4 * SPAN_TOKENS
-                    att.softmax4(s + SCORE_ROW * i + 4 * a, (b - a) >> 4, heads, SCORE_ROW)
+                for i in range(r, r + count):
+                    sees, until = _visible(i, rows, n_rows, position, window, begin, start)
+                    _mask_row(scores + SCORE_ROW * i, a, b, sees, until)
+                _soften(scores, r, count, a, b)
             r += count
-        _widen_values(pages, begin, stop, head, head_dim, wide)
+        _widen_values(pages, here, stop, head, head_dim, wide)
         r = 0
         while r < padded:
-            count = BLOCK_ROWS if r + BLOCK_ROWS <= padded else 4
-            t0, t1 = _seen(r, count, rows, n_rows, position, window, start)
+            count = _rows_at(r, padded)
+            t0, t1 = _seen(r, count, rows, n_rows, position, window, begin, start)
             if t0 < t1:
-                s, v = scores + SCORE_ROW * r + 4 * t0, wide + STEP_BYTES * t0
-                out = partials + 4 * PARTIAL_HEAD
-                _weigh_rows(s, count, v, t1 - t0, head_dim, out, row)
-                for i in range(min(count, n_rows - r)):
-                    s, partial = scores + SCORE_ROW * (r + i) + 4 * SPAN_TOKENS, partials + row * i
-                    store_scalar_f32(partial, load_scalar_f32(s))
-                    store_scalar_f32(partial + 4, load_scalar_f32(s + 4))
-                    att.merge(totals + row * (r + i), partial, head_dim)
+                _fold(scores, r, count, n_rows, wide, t0, t1, head_dim, partials, totals)
             r += count
     return totals

@@ -12,12 +12,21 @@ import numpy as np
 from numba import njit
 
 from . import attention as att
+from . import block_route, sketch
 from . import elementwise as ew
-from . import sketch
 from .block_attention import attend_tile
-from .layer_route import lists_per_query_head, route
+from .layer_route import MEAN_TOKENS, lists_per_query_head, route
 from .scratch import PARTIAL_HEAD, SCORE_ROW, SPAN_TOKENS, TILE_ROWS
-from .simd import load_scalar_f32, load_scalar_i64, store_scalar_f32
+from .simd import (
+    load_f32,
+    load_scalar_f32,
+    load_scalar_i64,
+    mul,
+    splat_f32,
+    store_f32,
+    store_scalar_f32,
+)
+from .simd_half import load_scalar_f16
 from .sync import atomic_add, barrier, share
 
 JIT = {"nogil": True, "error_model": "numpy"}
@@ -78,6 +87,28 @@ def rotate_and_append(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> 
                 block += position // sketch.BLOCK_TOKENS * sketch.block_bytes(d)
                 sketch.rotate(k, d, private)
                 sketch.write_key(block, position % sketch.BLOCK_TOKENS, private, d)
+            if layer.gates != 0 and position % MEAN_TOKENS == MEAN_TOKENS - 1:
+                _write_mean(layer, h, position // MEAN_TOKENS, private)
+
+
+@njit(**JIT)
+def _write_mean(layer: Any, h: Any, number: Any, private: Any) -> None:
+    """The sketch of a mean of MEAN_TOKENS stored keys: the mean `number` of KV head h."""
+    d, turned = layer.head_dim, private + 4 * layer.head_dim
+    for i in range(0, 4 * d, 64):
+        store_f32(private + i, splat_f32(np.float32(0)))
+    for t in range(MEAN_TOKENS * number, MEAN_TOKENS * (number + 1)):
+        key = att.record(layer.pages, t // att.GROUP_TOKENS, h, d) + 2 * (t % att.GROUP_TOKENS)
+        for i in range(d):
+            at = private + 4 * i
+            store_scalar_f32(at, load_scalar_f32(at) + load_scalar_f16(key + 16 * i))
+    for i in range(0, 4 * d, 64):
+        part = splat_f32(np.float32(1 / MEAN_TOKENS))
+        store_f32(private + i, mul(load_f32(private + i), part))
+    sketch.rotate(private, d, turned)
+    block = layer.gates + h * layer.gate_bytes
+    block += number // sketch.BLOCK_TOKENS * sketch.block_bytes(d)
+    sketch.write_key(block, number % sketch.BLOCK_TOKENS, turned, d)
 
 
 @njit(**JIT)
@@ -171,27 +202,63 @@ def _count_read(c: Any, layer: Any, routed: Any, n_lists: Any, low: Any, n_group
 
 
 @njit(**JIT)
-def attend_block(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: Any) -> Any:
-    """Exact causal attention of a block of tokens, tiles taken in turn by free threads."""
-    d, true = layer.head_dim, layer.true_dim
-    rows = layer.n_heads // layer.n_kv_heads
-    tile = max(1, TILE_ROWS // rows)
-    n_tiles = (c.n_tokens + tile - 1) // tile
+def _attend_tokens(
+    c: Any,
+    layer: Any,
+    h: Any,
+    t0: Any,
+    n_tokens: Any,
+    groups: Any,
+    n_listed: Any,
+    begin: Any,
+    private: Any,
+) -> None:
+    """Attention of the tokens t0… of a block with the query heads of KV head h, into c.mixed."""
+    d, true, rows = layer.head_dim, layer.true_dim, layer.n_heads // layer.n_kv_heads
     q_row, out_row = 4 * d * layer.n_heads, 4 * true * layer.n_heads
+    totals = attend_tile(
+        layer.pages,
+        h,
+        d,
+        c.q + q_row * t0 + 4 * d * rows * h,
+        q_row,
+        rows,
+        n_tokens,
+        c.position + t0,
+        layer.window,
+        groups,
+        n_listed,
+        begin,
+        private,
+    )
+    out = c.mixed.values + out_row * t0 + 4 * true * rows * h
+    for r in range(n_tokens * rows):
+        at = out + (r // rows) * out_row + 4 * true * (r % rows)
+        _finish_head(layer, totals + 4 * (PARTIAL_HEAD + d) * r, at)
+
+
+@njit(**JIT)
+def attend_block(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: Any) -> Any:
+    """Causal attention of a block of tokens, exact or routed by units; free threads take turns."""
+    tile = max(1, TILE_ROWS // (layer.n_heads // layer.n_kv_heads))
+    routed = layer.sketches != 0 and c.unit_share > 0
+    # Units start at multiples of their size; without routing a unit is a tile.
+    unit, lead = tile, np.int64(0)
+    if routed:
+        unit, lead = block_route.UNIT_TOKENS, -c.position & (block_route.UNIT_TOKENS - 1)
+    shift = unit - lead if lead > 0 else 0
+    n_units = (c.n_tokens + shift + unit - 1) // unit
     while True:
         item = atomic_add(c.next_item, 1)
-        if item >= layer.n_kv_heads * n_tiles:
+        if item >= layer.n_kv_heads * n_units:
             break
-        # Late tiles see most keys: they go first, so that threads end together.
-        h, t0 = item % layer.n_kv_heads, (n_tiles - 1 - item // layer.n_kv_heads) * tile
-        count = min(c.n_tokens - t0, tile)
-        q = c.q + q_row * t0 + 4 * d * rows * h
-        position = c.position + t0
-        totals = attend_tile(
-            layer.pages, h, d, q, q_row, rows, count, position, layer.window, private
-        )
-        out = c.mixed.values + out_row * t0 + 4 * true * rows * h
-        for r in range(count * rows):
-            at = out + (r // rows) * out_row + 4 * true * (r % rows)
-            _finish_head(layer, totals + 4 * (PARTIAL_HEAD + d) * r, at)
+        # Late units see most keys: they go first, so that threads end together.
+        h, at = item % layer.n_kv_heads, (n_units - 1 - item // layer.n_kv_heads) * unit - shift
+        start, end = max(at, 0), min(at + unit, c.n_tokens)
+        groups, n_listed, begin = private + c.unit_private, 0, 0
+        if routed and end - start == unit:
+            n_listed, begin = block_route.route_unit(c, layer, h, start, groups)
+        for t in range(start, end, tile):
+            n_tokens = min(tile, end - t)
+            _attend_tokens(c, layer, h, t, n_tokens, groups, n_listed, begin, private)
     return barrier(c.barrier, n, phase)

@@ -32,25 +32,21 @@ from .simd_bits import (
     float_of_bits,
     lanes_at_least,
     lowest_bit,
-    where_below,
 )
 
 JIT = {"nogil": True, "error_model": "numpy"}
 
 
 @njit(**JIT)
-def pool_shares(
-    scores: Any, row_bytes: Any, n_rows: Any, n_groups: Any, pooled: Any, means: Any
-) -> None:
-    """pooled[g], means[g] = the largest and the mean share that the query heads give group g.
+def pool_shares(scores: Any, row_bytes: Any, n_rows: Any, n_groups: Any, pooled: Any) -> None:
+    """pooled[g] = the largest share that a query head gives group g.
 
     scores: float32 rows, row_bytes apart, of n_groups rounded up to 16 log masses (about -1e30
-    past the end), overwritten; pooled, means: float32 of the same length.
+    past the end), overwritten; pooled: float32 of the same length.
     """
     end = (n_groups + 15) // 16 * 64
     for i in range(0, end, 64):
         store_f32(pooled + i, splat_f32(np.float32(0)))
-        store_f32(means + i, splat_f32(np.float32(0)))
     for r in range(n_rows):
         row = scores + r * row_bytes
         top = load_f32(row)
@@ -63,15 +59,13 @@ def pool_shares(
             total = add(total, e)
             store_f32(row + i, e)
         inverse = splat_f32(np.float32(1) / reduce_add(total))
-        part = splat_f32(np.float32(1) / np.float32(n_rows))
         for i in range(0, end, 64):
             share = mul(load_f32(row + i), inverse)
             store_f32(pooled + i, maximum(share, load_f32(pooled + i)))
-            store_f32(means + i, add(load_f32(means + i), mul(share, part)))
 
 
 @njit(**JIT)
-def _hide(shares: Any, start: Any, end: Any, other: Any) -> None:
+def fill(shares: Any, start: Any, end: Any, other: Any) -> None:
     """Put `other` at groups start..end."""
     i = start // 16 * 16
     while i < end:
@@ -96,15 +90,6 @@ def count_at_least(shares: Any, n_groups: Any, limit: Any) -> Any:
 
 
 @njit(**JIT)
-def _mass_below(shares: Any, means: Any, n_groups: Any, limit: Any) -> Any:
-    """Sum of means over the groups whose share is below limit."""
-    total = splat_f32(np.float32(0))
-    for i in range(0, 4 * n_groups, 64):
-        total = add(total, where_below(load_f32(shares + i), limit, load_f32(means + i)))
-    return reduce_add(total)
-
-
-@njit(**JIT)
 def threshold_of_count(shares: Any, n_groups: Any, count: Any) -> Any:
     """The count-th largest share (1 is the largest), count >= 1."""
     low, high = np.int64(0), np.int64(bits_of_float(np.float32(2)))
@@ -119,54 +104,35 @@ def threshold_of_count(shares: Any, n_groups: Any, count: Any) -> Any:
 
 
 @njit(**JIT)
-def threshold_of_mass(shares: Any, means: Any, n_groups: Any, missed: Any) -> Any:
-    """The largest limit below which the groups' means add up to at most `missed`."""
-    low, high = np.int64(0), np.int64(bits_of_float(np.float32(2)))
-    while high - low > 1:
-        middle = (low + high) >> 1
-        if _mass_below(shares, means, n_groups, float_of_bits(np.int32(middle))) <= missed:
-            low = middle
-        else:
-            high = middle
-    return float_of_bits(np.int32(low))
-
-
-@njit(**JIT)
 def select_groups(
     shares: Any,
-    means: Any,
     first: Any,
     last: Any,
     n_groups: Any,
     n_least: Any,
     n_most: Any,
-    missed: Any,
+    limit: Any,
     out: Any,
 ) -> Any:
     """Write the always-on groups 0..first and last..n_groups and the best between them.
 
-    Between n_least and n_most are chosen: as few of the largest shares as leave groups whose means
-    add up to at most `missed`. shares, means: float32 of n_groups rounded up to 16, shares are
-    overwritten; out: address of int32, filled in ascending order. Equal shares: the earlier group.
-    Returns the number written.
+    Chosen are those with a share of at least `limit`, but no fewer than n_least and no more than
+    n_most. shares: float32 of n_groups rounded up to 16, overwritten; out: address of int32,
+    filled in ascending order. Equal shares: the earlier group. Returns the number written.
     """
     # A negative share is below every limit.
-    _hide(shares, 0, first, np.float32(-1))
-    _hide(shares, last, (n_groups + 15) // 16 * 16, np.float32(-1))
-    _hide(means, 0, first, np.float32(0))
-    _hide(means, last, (n_groups + 15) // 16 * 16, np.float32(0))
+    fill(shares, 0, first, np.float32(-1))
+    fill(shares, last, (n_groups + 15) // 16 * 16, np.float32(-1))
     n_least, n_most = min(n_least, last - first), min(n_most, last - first)
+    take = n_most
+    if n_least < n_most:
+        take = min(max(count_at_least(shares, n_groups, limit), n_least), n_most)
     count = 0
     for g in range(first):
         store_scalar_i32(out + 4 * count, np.int32(g))
         count += 1
-    if n_most > 0:
-        take, limit = n_most, np.float32(0)
-        if n_least < n_most:
-            limit = threshold_of_mass(shares, means, n_groups, missed)
-            take = min(max(count_at_least(shares, n_groups, limit), n_least), n_most)
-        if take > 0:
-            count = _collect(shares, n_groups, take, out, count)
+    if take > 0:
+        count = collect(shares, n_groups, take, out, count)
     for g in range(last, n_groups):
         store_scalar_i32(out + 4 * count, np.int32(g))
         count += 1
@@ -174,7 +140,19 @@ def select_groups(
 
 
 @njit(**JIT)
-def _collect(shares: Any, n_groups: Any, take: Any, out: Any, count: Any) -> Any:
+def keep_blocks(
+    shares: Any, n_blocks: Any, n_first: Any, n_last: Any, n_keep: Any, out: Any
+) -> Any:
+    """Write the n_keep blocks of the largest shares, ascending, the first n_first and the last
+    n_last always among them; returns their number. shares: as for `select_groups`."""
+    fill(shares, n_blocks, (n_blocks + 15) // 16 * 16, np.float32(-1))
+    fill(shares, 0, n_first, np.float32(1))
+    fill(shares, n_blocks - n_last, n_blocks, np.float32(1))
+    return collect(shares, n_blocks, min(n_keep, n_blocks), out, 0)
+
+
+@njit(**JIT)
+def collect(shares: Any, n_groups: Any, take: Any, out: Any, count: Any) -> Any:
     """Append the `take` groups of the largest shares to out; returns the new count."""
     limit = threshold_of_count(shares, n_groups, take)
     above = float_of_bits(np.int32(bits_of_float(limit) + np.int32(1)))

@@ -4,7 +4,7 @@ from typing import Any
 
 from numba.core import types
 
-from .simd import _F32, _F32X16, _I1, _I16, _I32, _I64, _call, _const, _op, _splat, f32x16
+from .simd import _F32, _I1, _I16, _I32, _I64, _call, _op, _splat, f32x16
 
 
 def _mask(b: Any, bits: Any) -> Any:
@@ -39,9 +39,3 @@ def float_of_bits(b: Any, x: Any) -> Any:
 def bits_of_float(b: Any, x: Any) -> Any:
     """The bits of this float32."""
     return b.bitcast(x, _I32)
-
-
-@_op(f32x16, f32x16, types.float32, f32x16)
-def where_below(b: Any, x: Any, limit: Any, value: Any) -> Any:
-    """value where x is below limit, 0 elsewhere."""
-    return b.select(b.fcmp_ordered("<", x, _splat(b, limit)), value, _const(_F32X16, 0.0))

@@ -96,13 +96,13 @@ def select(
     n_window: int,
     n_least: int,
     n_most: int,
-    missed: float = 0.0,
+    least_share: float = 1.0,
 ) -> tuple[tuple[int, ...], ...]:
     """Groups read by each KV head, ascending: sinks, window and the best between them.
 
     part [G, R, groups]: shares of the R query heads of a KV head. A group ranks by its largest
-    share (equal: the earlier); as few are chosen, from n_least to n_most, as leave groups whose
-    mean shares add up to at most `missed`. Everything, where that is no more than the least.
+    share (equal: the earlier); chosen are those that reach least_share, from n_least to n_most.
+    Everything, where that is no more than the least.
     """
     n_groups = part.shape[2]
     if n_groups <= n_sinks + n_window + n_least:
@@ -110,10 +110,9 @@ def select(
     last = n_groups - n_window
     routes = []
     for head in part:
-        order = np.argsort(-head.max(0)[n_sinks:last], kind="stable") + n_sinks
-        mean = head.mean(0)[order]
-        left = np.append(mean[::-1].cumsum()[::-1], 0)
-        take = int(np.argmax(left <= missed))
+        largest = head.max(0)[n_sinks:last]
+        order = np.argsort(-largest, kind="stable") + n_sinks
+        take = int(np.sum(largest.astype(np.float32) >= np.float32(least_share)))
         best = order[: min(max(take, n_least), n_most)]
         routes.append((*range(n_sinks), *map(int, np.sort(best)), *range(last, n_groups)))
     return tuple(routes)

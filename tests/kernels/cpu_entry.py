@@ -276,17 +276,20 @@ def attend_span(pages, head, q, low, high, first, n_groups, groups=None):
 
 
 @njit
-def _finish_tile(pages, head, d, q, token_row, rows, n_tokens, position, window, private, out):
+def _finish_tile(
+    pages, head, d, q, token_row, rows, n_tokens, position, window, groups, n, begin, private, out
+):
     totals = block_attention.attend_tile(
-        pages, head, d, q, token_row, rows, n_tokens, position, window, private
+        pages, head, d, q, token_row, rows, n_tokens, position, window, groups, n, begin, private
     )
     for r in range(n_tokens * rows):
         row = 4 * (scratch.PARTIAL_HEAD + d) * r
         att.finish(totals + row, d, out + 4 * d * r)
 
 
-def attend_tile(pages, head, q, position, window):
-    """float32 [T, rows, D]: attention of the query heads q [T, H, D] of one KV head."""
+def attend_tile(pages, head, q, position, window, groups=(), begin=0):
+    """float32 [T, rows, D]: attention of the query heads q [T, H, D] of one KV head, to listed
+    groups and to what they see from position `begin` on."""
     n_tokens, n_heads, d = q.shape
     rows = n_heads // pages.kv_heads
     size = scratch.attention_bytes(rows, d) // 4
@@ -294,7 +297,8 @@ def attend_tile(pages, head, q, position, window):
     private[size:] = CANARY
     out = np.full((n_tokens + 1, rows, d), CANARY, np.float32)
     where = (pages.table, head, d, q.ctypes.data + 4 * d * rows * head, q.strides[0], rows)
-    run(_finish_tile, *where, n_tokens, position, window, private, out)
+    listed = np.array([*groups, -1], np.int32)
+    run(_finish_tile, *where, n_tokens, position, window, listed, len(groups), begin, private, out)
     assert (private[size:] == CANARY).all() and (out[-1] == CANARY).all(), "written past the end"
     return out[:-1]
 
@@ -359,25 +363,34 @@ def log_masses(blocks, n_tokens, queries):
 
 
 def pool_shares(masses, n_groups):
-    """Largest and mean shares float32 [groups] of log masses [rows, groups rounded up to 16]."""
-    width = masses.shape[1]
-    out = np.full((2, width + 16), CANARY, np.float32)
-    run(routing.pool_shares, masses.copy(), masses.strides[0], len(masses), n_groups, *out)
-    assert (out[:, width:] == CANARY).all(), "written past the end"
-    return out[:, :n_groups]
+    """Largest shares float32 [groups] of log masses [rows, groups rounded up to 16]."""
+    head = (masses.copy(), masses.strides[0], len(masses), n_groups)
+    return fill(routing.pool_shares, masses.shape[1], *head)[:n_groups]
 
 
-def select_groups(shares, means, first, last, least, most, missed=0.0):
-    """The groups read, of shares and means [groups]."""
-    n_groups = len(shares)
-    padded = np.full((2, -(-n_groups // 16) * 16 + 16), CANARY, np.float32)
-    padded[:, :n_groups] = shares, means
-    out = np.full(n_groups + 1, -1, np.int32)
-    where = (first, last, n_groups, least, most, np.float32(missed))
-    count = run(routing.select_groups, *padded, *where, out)
+def _padded(shares):
+    out = np.full(-(-len(shares) // 16) * 16 + 16, CANARY, np.float32)
+    out[: len(shares)] = shares
+    return out
+
+
+def select_groups(shares, first, last, least, most, limit=1.0):
+    """The groups read, of shares [groups]."""
+    padded, out = _padded(shares), np.full(len(shares) + 1, -1, np.int32)
+    where = (first, last, len(shares), least, most, np.float32(limit))
+    count = run(routing.select_groups, padded, *where, out)
     assert (out[count:] == -1).all(), "written past the count"
-    assert (padded[:, -16:] == CANARY).all(), "written past the groups"
+    assert (padded[-16:] == CANARY).all(), "written past the groups"
     return tuple(int(g) for g in out[:count])
+
+
+def keep_blocks(shares, first, last, keep):
+    """The blocks scanned, of shares [blocks]."""
+    padded, out = _padded(shares), np.full(len(shares) + 1, -1, np.int32)
+    count = run(routing.keep_blocks, padded, len(shares), first, last, keep, out)
+    assert (out[count:] == -1).all(), "written past the count"
+    assert (padded[-16:] == CANARY).all(), "written past the blocks"
+    return tuple(int(b) for b in out[:count])
 
 
 # --- threads -------------------------------------------------------------------------------------

@@ -192,3 +192,21 @@ def test_a_span_without_visible_tokens_is_neutral(cpu: ModuleType, low: int, hig
             np.testing.assert_array_equal(both, cpu.merge([first[row]]))
         if low >= 256:
             np.testing.assert_array_equal(both, cpu.merge([second[row]]))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize("groups", [[0], [0, 7], [1, 2, 3, 9, 11, 30, 31], list(range(40))])
+def test_a_tile_reads_listed_groups_and_what_follows(
+    cpu: ModuleType, rows: int, groups: list[int]
+) -> None:
+    case = AttentionCase(2 * rows, 2, 64, 600, 12)
+    k, v = cases.keys_and_values(case)
+    q = cases.queries(case, 12)
+    seen = reference.causal(588, 12, 0)
+    seen &= np.isin(np.arange(600) // 8, groups) | (np.arange(600) >= 400)
+    expected = reference.attend(q, k, v, seen)
+    pages = cpu.Pages(k, v)
+    for head in range(2):
+        got = cpu.attend_tile(pages, head, q, 588, 0, groups, 400)
+        own = expected[:, rows * head : rows * head + rows]
+        assert cases.error(got, own) <= TOLERANCE["attend"]

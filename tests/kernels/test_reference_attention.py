@@ -109,6 +109,6 @@ def test_select() -> None:
     assert sketch.select(part, 1, 1, 2, 2) == ((0, 2, 3, 7), (0, 1, 2, 7))
     assert sketch.select(part, 1, 1, 6, 6) == (tuple(range(8)),) * 2
     assert sketch.select(part, 4, 16, 100, 100) == (tuple(range(8)),) * 2
-    # As few as leave 3 of the mass between the windows unread, within limits.
-    assert sketch.select(part, 1, 1, 0, 6, 3.0) == ((0, 2, 3, 4, 7), (0, 7))
-    assert sketch.select(part, 1, 1, 1, 2, 3.0) == ((0, 2, 3, 7), (0, 1, 7))
+    # Those that reach a share, within limits.
+    assert sketch.select(part, 1, 1, 0, 6, 2.0) == ((0, 2, 3, 4, 7), (0, 7))
+    assert sketch.select(part, 1, 1, 1, 2, 2.0) == ((0, 2, 3, 7), (0, 1, 7))

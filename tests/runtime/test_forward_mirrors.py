@@ -34,6 +34,8 @@ def test_geometry() -> None:
     assert sketch.GROUP_TOKENS == attention.GROUP_TOKENS
     assert geometry.GROUPS_PER_BLOCK == sketch.BLOCK_GROUPS
     assert geometry.VECTORS_PER_CHUNK == published.VECTORS
+    assert geometry.MEAN_TOKENS == layer_route.MEAN_TOKENS
+    assert geometry.BLOCK_TOKENS == sketch.BLOCK_TOKENS
     shape = geometry.Geometry((geometry.LayerShape(1, 96, routed=True),))
     assert shape.sketch_head_bytes(0, 1) == sketch.block_bytes(96)
     rules = {"hga": layer_route.SKETCHED, "hga-paper": layer_route.PUBLISHED,
