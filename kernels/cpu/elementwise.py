@@ -33,7 +33,7 @@ from .simd import (
     store_scalar_i32,
     sub,
 )
-from .simd_half import E4M3_UNIT, load_e4m3, load_scalar_bf16, load_scalar_f16
+from .simd_half import E4M3_UNIT, load_scalar_bf16, load_scalar_e4m3, load_scalar_f16
 
 JIT = {"nogil": True, "error_model": "numpy"}
 
@@ -257,11 +257,9 @@ def embedding_row(
     group, lane, factor = w + (row >> 4) * step, row & 15, np.float32(scale)
     if code == tiles.FP8:
         scales, unit = group + 16 * n_cols, np.float32(E4M3_UNIT)
-        buffer = np.empty(16, np.float32)
-        at = buffer.ctypes.data
         for k in range(n_cols):
-            store_f32(at, load_e4m3(group + 16 * k))
-            value = buffer[lane] * unit * load_scalar_f32(scales + 4 * (k >> 7))
+            value = load_scalar_e4m3(group + 16 * k + lane) * unit
+            value *= load_scalar_f32(scales + 4 * (k >> 7))
             store_scalar_f32(out + 4 * k, value * factor)
         return
     for k in range(n_cols):

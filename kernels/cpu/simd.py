@@ -59,6 +59,7 @@ def _typing_function(arity: int, signature: Any, generate: Any) -> Any:
         4: lambda typing, a, b, c, d: (signature, generate),
         5: lambda typing, a, b, c, d, e: (signature, generate),
         6: lambda typing, a, b, c, d, e, f: (signature, generate),
+        7: lambda typing, a, b, c, d, e, f, g: (signature, generate),
     }[arity]
 
 

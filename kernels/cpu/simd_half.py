@@ -14,6 +14,7 @@ from .simd import (
     _I16,
     _I32,
     _I32X16,
+    _U8X64,
     ISA,
     _address,
     _const,
@@ -22,6 +23,7 @@ from .simd import (
     _splat,
     f32x16,
     i32x16,
+    u8x64,
 )
 
 
@@ -90,15 +92,44 @@ def high_bf16(b: Any, v: Any) -> Any:
     return b.bitcast(b.and_(v, _const(_I32X16, 0xFFFF0000)), _F32X16)
 
 
-@_op(f32x16, _address)
+@_op(u8x64, _address)
 def load_e4m3(b: Any, p: Any) -> Any:
-    """16 float8 e4m3fn times 2^-120 (multiply by `E4M3_UNIT`); the NaN codes read as 480."""
-    wide = b.sext(_load(b, p, ir.VectorType(_I8, 16)), _I32X16)
-    moved = b.shl(wide, _const(_I32X16, 20))
-    return b.bitcast(b.and_(moved, _const(_I32X16, 0x87F00000)), _F32X16)
+    """32 float8 e4m3fn as float16 times 2^-8, for `low_f16` and `high_f16`.
+
+    Multiply by `E4M3_UNIT`; the NaN codes read as 480. By way of float16, because its small values
+    cost no more than others; those of float32 do.
+    """
+    words = ir.VectorType(_I16, 32)
+    wide = b.sext(_load(b, p, ir.VectorType(_I8, 32)), words)
+    return b.bitcast(b.and_(b.shl(wide, _const(words, 7)), _const(words, 0xBF80)), _U8X64)
 
 
-E4M3_UNIT = 2.0**120
+@_op(types.float32, _address)
+def load_scalar_e4m3(b: Any, p: Any) -> Any:
+    """One float8 e4m3fn times 2^-8."""
+    bits = b.and_(b.shl(b.sext(_load(b, p, _I8), _I16), _I16(7)), _I16(0xBF80))
+    return _widen_f16(b, b.bitcast(bits, _F16))
+
+
+E4M3_UNIT = 2.0**8
+
+
+def _f16_half(b: Any, v: Any, first: int) -> Any:
+    halves = b.bitcast(v, ir.VectorType(_F16, 32))
+    index = ir.Constant(_I32X16, list(range(first, first + 16)))
+    return _widen_f16(b, b.shuffle_vector(halves, halves, index))
+
+
+@_op(f32x16, u8x64)
+def low_f16(b: Any, v: Any) -> Any:
+    """float16 0-15 of 32, widened."""
+    return _f16_half(b, v, 0)
+
+
+@_op(f32x16, u8x64)
+def high_f16(b: Any, v: Any) -> Any:
+    """float16 16-31 of 32, widened."""
+    return _f16_half(b, v, 16)
 
 
 @_op(f32x16, _address)

@@ -1,9 +1,9 @@
 """Products of tiled matrices with activation rows: one format's row groups, many tokens.
 
-Layouts: kernels/formats (docs/format.md). A format gives a pair of functions (tiles_int.py,
-tiles_float.py): group1 multiplies a 16-row group with one token, group4 with four tokens that
-share each unpacked tile; both add in the same order, so that a token's result does not depend on
-its company. Addresses are int64; a result is 16 rows in the lanes of an f32x16.
+Layouts: kernels/formats (docs/format.md). A format gives two functions (tiles_int.py,
+tiles_float.py): group1 multiplies a 16-row group with one token, group4 or group8 with so many
+tokens that share each unpacked tile. All add in the same order, so that a token's result does not
+depend on its company. Addresses are int64; a result is 16 rows in the lanes of an f32x16.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ TOKEN_BLOCK = 128
 F32, F16, BF16, FP8, Q8, Q4, Q4M, Q5, Q5M, Q4K, Q5K, Q6K = range(1, 13)
 
 
-def _rows(name: str, group1: Any, group4: Any) -> Any:
+def _rows(name: str, group1: Any, group_n: Any, size: int) -> Any:
     @njit(nogil=True, error_model="numpy")
     @named(name)
     def rows(
@@ -44,24 +44,47 @@ def _rows(name: str, group1: Any, group4: Any) -> Any:
             end = min(n, start + TOKEN_BLOCK)
             for g in range(g0, g1):
                 p, y, t = w + g * step, out + 64 * g, start
-                while t + 4 <= end:
-                    f, q, s, m = t * out_row, t * x_row, t * s_row, t * m_row
-                    a, b, c, d = group4(p, n_tiles, x + q, xs + s, xsum + m)
-                    store_f32(y + f, a)
-                    store_f32(y + f + out_row, b)
-                    store_f32(y + f + 2 * out_row, c)
-                    store_f32(y + f + 3 * out_row, d)
-                    t += 4
                 while t < end:
-                    v = group1(p, n_tiles, x + t * x_row, xs + t * s_row, xsum + t * m_row)
-                    store_f32(y + t * out_row, v)
-                    t += 1
+                    if end - start < size:
+                        v = group1(p, n_tiles, x + t * x_row, xs + t * s_row, xsum + t * m_row)
+                        store_f32(y + t * out_row, v)
+                        t += 1
+                        continue
+                    # The last tokens may be computed twice.
+                    t = min(t, end - size)
+                    f, q, s, m = t * out_row, t * x_row, t * s_row, t * m_row
+                    group_n(p, n_tiles, x + q, xs + s, xsum + m, y + f, out_row)
+                    t += size
 
     return rows
 
 
 _rows_f32, _rows_f16 = _rows("f32", *tiles_float.f32), _rows("f16", *tiles_float.f16)
-_rows_bf16, _rows_fp8 = _rows("bf16", *tiles_float.bf16), _rows("fp8", *tiles_float.fp8)
+_rows_bf16 = _rows("bf16", *tiles_float.bf16)
+
+
+@njit(nogil=True, error_model="numpy")
+def _rows_fp8(
+    w: Any,
+    step: Any,
+    n_tiles: Any,
+    x: Any,
+    x_row: Any,
+    n: Any,
+    g0: Any,
+    g1: Any,
+    out: Any,
+    out_row: Any,
+) -> None:
+    if n == 1:
+        for g in range(g0, g1):
+            store_f32(out + 64 * g, tiles_float.fp8_group1(w + g * step, n_tiles, x))
+        return
+    for start in range(0, n, TOKEN_BLOCK):
+        count, y = min(TOKEN_BLOCK, n - start), out + out_row * start
+        tiles_float.fp8_rows(w, step, n_tiles, x + x_row * start, x_row, count, g0, g1, y, out_row)
+
+
 _rows_q8, _rows_q4 = _rows("q8", *tiles_int.q8), _rows("q4", *tiles_int.q4)
 _rows_q4m, _rows_q5 = _rows("q4m", *tiles_int.q4m), _rows("q5", *tiles_int.q5)
 _rows_q5m, _rows_q4k = _rows("q5m", *tiles_int.q5m), _rows("q4k", *tiles_int.q4k)
@@ -107,7 +130,7 @@ def product(
     elif code == Q6K:
         _rows_q6k(w, step, t, xq, xs, xsum, n_cols, n, g0, g1, out, out_row)
     elif code == FP8:
-        _rows_fp8(w, step, t, xf, xs, xsum, f_row, n, g0, g1, out, out_row)
+        _rows_fp8(w, step, t, xf, f_row, n, g0, g1, out, out_row)
     elif code == BF16:
         _rows_bf16(w, step, t, xf, xs, xsum, f_row, n, g0, g1, out, out_row)
     elif code == F16:

@@ -1,7 +1,7 @@
 """Tiles of the integer formats against int8 activations.
 
 Activations are quantised per 32 columns: codes int8 [K], scales float32 [K/32], sums of 16 codes
-int32 [K/16]. See tiles.py for group1 and group4.
+int32 [K/16]. See tiles.py for group1 and group8.
 """
 
 from typing import Any
@@ -23,6 +23,7 @@ from .simd import (
     mul,
     splat_f32,
     splat_i32,
+    store_f32,
     to_f32,
 )
 from .simd_bytes import (
@@ -137,18 +138,70 @@ def _sum32(xsum: Any) -> Any:
     return np.int32(load_scalar_i32(xsum) + load_scalar_i32(xsum + 4))
 
 
+# --- groups: a row group times one token or eight ------------------------------------------------
+
+
+def _groups(name: str, codes: Any, token: Any, tile_bytes: int, super_bytes: int = 0) -> Any:
+    """group1 and group8 over tiles, eight of which may share super-scales that follow them."""
+
+    @njit(**INLINE)
+    @named(name)
+    def place(w: Any, t: Any) -> Any:
+        """Addresses of tile t and of its super-scales."""
+        if super_bytes == 0:
+            return w + t * tile_bytes, w
+        span = w + (t >> 3) * super_bytes
+        return span + (t & 7) * tile_bytes, span + 8 * tile_bytes
+
+    @njit(nogil=True, error_model="numpy")
+    @named(name)
+    def group1(w: Any, n_tiles: Any, x: Any, xs: Any, xsum: Any) -> Any:
+        acc = splat_f32(np.float32(0))
+        for t in range(n_tiles):
+            p, d = place(w, t)
+            acc = token(codes(p), p, d, x + 32 * t, xs + 4 * t, xsum + 8 * t, acc)
+        return acc
+
+    @njit(nogil=True, error_model="numpy")
+    @named(name)
+    def group8(w: Any, n_tiles: Any, x: Any, xs: Any, xsum: Any, out: Any, out_row: Any) -> None:
+        a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = splat_f32(np.float32(0))
+        i, j, k = 32 * n_tiles, 4 * n_tiles, 8 * n_tiles
+        for t in range(n_tiles):
+            p, d = place(w, t)
+            u, y, s, m = codes(p), x + 32 * t, xs + 4 * t, xsum + 8 * t
+            a0 = token(u, p, d, y, s, m, a0)
+            a1 = token(u, p, d, y + i, s + j, m + k, a1)
+            a2 = token(u, p, d, y + 2 * i, s + 2 * j, m + 2 * k, a2)
+            a3 = token(u, p, d, y + 3 * i, s + 3 * j, m + 3 * k, a3)
+            a4 = token(u, p, d, y + 4 * i, s + 4 * j, m + 4 * k, a4)
+            a5 = token(u, p, d, y + 5 * i, s + 5 * j, m + 5 * k, a5)
+            a6 = token(u, p, d, y + 6 * i, s + 6 * j, m + 6 * k, a6)
+            a7 = token(u, p, d, y + 7 * i, s + 7 * j, m + 7 * k, a7)
+        store_f32(out, a0)
+        store_f32(out + out_row, a1)
+        store_f32(out + 2 * out_row, a2)
+        store_f32(out + 3 * out_row, a3)
+        store_f32(out + 4 * out_row, a4)
+        store_f32(out + 5 * out_row, a5)
+        store_f32(out + 6 * out_row, a6)
+        store_f32(out + 7 * out_row, a7)
+
+    return group1, group8, 8
+
+
 # --- integer formats whose tile carries float16 scales -------------------------------------------
 
 
 def _scaled(name: str, codes: Any, scale_at: int, tile_bytes: int, zero: int, has_min: bool) -> Any:
-    """group1 and group4 of a format with one scale (and minimum) per row and tile.
+    """group1 and group8 of a format with one scale (and minimum) per row and tile.
 
     value = (code - zero) * scale, or code * scale + min.
     """
 
     @njit(**INLINE)
     @named(name)
-    def token(c: Any, w: Any, x: Any, xs: Any, xsum: Any, acc: Any) -> Any:
+    def token(c: Any, w: Any, d: Any, x: Any, xs: Any, xsum: Any, acc: Any) -> Any:
         sx = load_splat_f32(xs)
         start = splat_i32(np.int32(-zero) * _sum32(xsum))
         acc = fma(to_f32(_dot32(c, x, start)), mul(load_f16(w + scale_at), sx), acc)
@@ -157,35 +210,7 @@ def _scaled(name: str, codes: Any, scale_at: int, tile_bytes: int, zero: int, ha
             acc = fma(load_f16(w + (scale_at + 32)), splat_f32(sum_x), acc)
         return acc
 
-    return _integer_groups(name, codes, token, tile_bytes)
-
-
-def _integer_groups(name: str, codes: Any, token: Any, tile_bytes: int) -> Any:
-    @njit(nogil=True, error_model="numpy")
-    @named(name)
-    def group1(w: Any, n_tiles: Any, x: Any, xs: Any, xsum: Any) -> Any:
-        acc = splat_f32(np.float32(0))
-        for t in range(n_tiles):
-            acc = token(codes(w), w, x + 32 * t, xs + 4 * t, xsum + 8 * t, acc)
-            w += tile_bytes
-        return acc
-
-    @njit(nogil=True, error_model="numpy")
-    @named(name)
-    def group4(w: Any, n_tiles: Any, x: Any, xs: Any, xsum: Any) -> Any:
-        a = b = c = d = splat_f32(np.float32(0))
-        x_step, s_step, m_step = 32 * n_tiles, 4 * n_tiles, 8 * n_tiles
-        for t in range(n_tiles):
-            u = codes(w)
-            p, s, m = x + 32 * t, xs + 4 * t, xsum + 8 * t
-            a = token(u, w, p, s, m, a)
-            b = token(u, w, p + x_step, s + s_step, m + m_step, b)
-            c = token(u, w, p + 2 * x_step, s + 2 * s_step, m + 2 * m_step, c)
-            d = token(u, w, p + 3 * x_step, s + 3 * s_step, m + 3 * m_step, d)
-            w += tile_bytes
-        return a, b, c, d
-
-    return group1, group4
+    return _groups(name, codes, token, tile_bytes)
 
 
 # --- K formats: 8-bit scales inside the tile, float16 super-scales after eight tiles --------------
@@ -193,7 +218,6 @@ def _integer_groups(name: str, codes: Any, token: Any, tile_bytes: int) -> Any:
 
 def _super(name: str, codes: Any, scale_at: int, tile_bytes: int) -> Any:
     """Q4_K and Q5_K: value = code * (d * sc) - dmin * mn."""
-    super_bytes = 8 * tile_bytes + 64
 
     @njit(**INLINE)
     @named(name)
@@ -205,39 +229,7 @@ def _super(name: str, codes: Any, scale_at: int, tile_bytes: int) -> Any:
         sum_x = np.float32(_sum32(xsum)) * load_scalar_f32(xs)
         return fma(low, splat_f32(-sum_x), fma(dot, mul(scale, sx), acc))
 
-    return _super_groups(name, codes, token, tile_bytes, super_bytes)
-
-
-def _super_groups(name: str, codes: Any, token: Any, tile_bytes: int, super_bytes: int) -> Any:
-    super_at = 8 * tile_bytes
-
-    @njit(nogil=True, error_model="numpy")
-    @named(name)
-    def group1(w: Any, n_tiles: Any, x: Any, xs: Any, xsum: Any) -> Any:
-        acc = splat_f32(np.float32(0))
-        for t in range(n_tiles):
-            base = w + (t >> 3) * super_bytes
-            p, d = base + (t & 7) * tile_bytes, base + super_at
-            acc = token(codes(p), p, d, x + 32 * t, xs + 4 * t, xsum + 8 * t, acc)
-        return acc
-
-    @njit(nogil=True, error_model="numpy")
-    @named(name)
-    def group4(w: Any, n_tiles: Any, x: Any, xs: Any, xsum: Any) -> Any:
-        a = b = c = e = splat_f32(np.float32(0))
-        x_step, s_step, m_step = 32 * n_tiles, 4 * n_tiles, 8 * n_tiles
-        for t in range(n_tiles):
-            base = w + (t >> 3) * super_bytes
-            q, d = base + (t & 7) * tile_bytes, base + super_at
-            u = codes(q)
-            p, s, m = x + 32 * t, xs + 4 * t, xsum + 8 * t
-            a = token(u, q, d, p, s, m, a)
-            b = token(u, q, d, p + x_step, s + s_step, m + m_step, b)
-            c = token(u, q, d, p + 2 * x_step, s + 2 * s_step, m + 2 * m_step, c)
-            e = token(u, q, d, p + 3 * x_step, s + 3 * s_step, m + 3 * m_step, e)
-        return a, b, c, e
-
-    return group1, group4
+    return _groups(name, codes, token, tile_bytes, 8 * tile_bytes + 64)
 
 
 @njit(**INLINE)
@@ -257,4 +249,4 @@ q5 = _scaled("q5", _codes5, 320, 352, 16, False)
 q5m = _scaled("q5m", _codes5, 320, 384, 0, True)
 q4k = _super("q4k", _codes4, 256, 288)
 q5k = _super("q5k", _codes5, 320, 352)
-q6k = _super_groups("q6k", _codes6, _q6k_token, 416, 8 * 416 + 32)
+q6k = _groups("q6k", _codes6, _q6k_token, 416, 8 * 416 + 32)

@@ -40,10 +40,10 @@ def test_product(cpu: ModuleType, case: ProductCase) -> None:
 def test_a_tokens_result_does_not_depend_on_its_company(cpu: ModuleType, name: str) -> None:
     n_rows, n_cols = 33, 3 * FORMATS[name].step
     packed = cases.matrix(name, n_rows, n_cols)
-    x = cases.activations("normal", 9, n_cols)
+    x = cases.activations("normal", 19, n_cols)
     whole = cpu.product(name, packed, n_rows, x, rows.quantize(x))
-    for n in range(1, 9):
-        for first in (0, 9 - n):
+    for n in (*range(1, 10), 12, 16):
+        for first in (0, 19 - n):
             part = np.ascontiguousarray(x[first : first + n])
             got = cpu.product(name, packed, n_rows, part, rows.quantize(part))
             np.testing.assert_array_equal(got, whole[first : first + n])
@@ -80,6 +80,7 @@ def test_kernels_made_by_a_factory_have_names_of_their_own(cpu: ModuleType) -> N
     names = []
     for name in MATRIX_FORMATS:
         module = tiles_int if FORMATS[name].code > FORMATS["fp8"].code else tiles_float
-        functions = (*getattr(module, name), getattr(tiles, f"_rows_{name}"))
+        functions = (*getattr(module, name, ())[:2], getattr(tiles, f"_rows_{name}"))
         names += [f"{f.py_func.__module__}.{f.py_func.__qualname__}" for f in functions]
-    assert len(names) == len(set(names)) == 36
+    # Float8 is not made by a factory.
+    assert len(names) == len(set(names)) == 34
