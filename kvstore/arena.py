@@ -34,18 +34,7 @@ class RamArena:
             for i, s in enumerate(geometry.layers)
         ]
 
-        self.gates = [
-            np.zeros((s.n_kv_heads, geometry.gate_head_bytes(i, ctx)), np.uint8)
-            if s.routed and geometry.gate_head_bytes(i, ctx)
-            else None
-            for i, s in enumerate(geometry.layers)
-        ]
         self._summaries: dict[int, NDArray[np.float32]] = {}
-
-    @property
-    def gated(self) -> bool:
-        """Whether the context is long enough for blocks to be chosen before they are scanned."""
-        return any(gates is not None for gates in self.gates)
 
     def summaries(self, layer: int) -> NDArray[np.float32]:
         """Room for the summaries of the published rule, float32 [G, chunks * 5 * D] of a routed

@@ -14,9 +14,6 @@ GROUPS_PER_CHUNK = CHUNK_TOKENS // GROUP_TOKENS
 # Groups whose key sketches lie together and are scored at a time.
 GROUPS_PER_BLOCK = 16
 BLOCK_TOKENS = GROUPS_PER_BLOCK * GROUP_TOKENS
-# Keys whose mean has a sketch, and the context up to which every sketch is scanned for every token.
-MEAN_TOKENS = 16
-SCANNED_TOKENS = 16384
 # The published rule sums up a chunk and its groups of 16 tokens, a vector each.
 VECTORS_PER_CHUNK = 5
 
@@ -61,21 +58,6 @@ class Geometry:
         """Key sketches of one KV head for n_tokens, in whole blocks (kernels/cpu/sketch.py)."""
         blocks = -(-n_tokens // BLOCK_TOKENS)
         return blocks * BLOCK_TOKENS * (self.layers[layer].head_dim // 4 + 1)
-
-    def gate_head_bytes(self, layer: int, n_tokens: int) -> int:
-        """Sketches of the means of 16 keys of one KV head, by which blocks are chosen; a context
-        that is always scanned whole has none."""
-        if n_tokens <= SCANNED_TOKENS:
-            return 0
-        return self.sketch_head_bytes(layer, -(-n_tokens // MEAN_TOKENS))
-
-    def index_bytes(self, n_tokens: int) -> int:
-        """All sketches of the whole model for a context of n_tokens."""
-        return self.sketch_bytes(n_tokens) + sum(
-            shape.n_kv_heads * self.gate_head_bytes(i, n_tokens)
-            for i, shape in enumerate(self.layers)
-            if shape.routed
-        )
 
     def summary_head_bytes(self, layer: int, n_tokens: int) -> int:
         """Summaries of the published rule of one KV head (kernels/cpu/published.py)."""

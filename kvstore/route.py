@@ -6,11 +6,10 @@ per KV head: up to the budget, or as many as it takes to leave little mass unrea
 (kernels/cpu/layer_route.py; docs/method.md). A context within the budget is read whole.
 """
 
-import math
 import re
 from dataclasses import dataclass
 
-from .geometry import BLOCK_TOKENS, CHUNK_TOKENS, GROUP_TOKENS, SCANNED_TOKENS
+from .geometry import CHUNK_TOKENS, GROUP_TOKENS
 
 # Always read, where the budget has room for more (`always_read`).
 SINK_TOKENS = 16
@@ -21,9 +20,6 @@ AUTO_SHARE = 0.0005
 AUTO_LEAST = 512
 AUTO_MOST = 4096
 AUTO_MOST_SHARE = 1 / 4
-# Blocks whose keys are scanned hold this share of the context, and this many times a budget.
-SCANNED_SHARE = 1 / 4
-SCANNED_BUDGETS = 4
 # The published rule reads two chunks at the start and the last eight, and opens 20 chunks for
 # 32 groups of 16 tokens (arXiv 2606.30709, the reference code's defaults).
 PAPER_SINK_CHUNKS, PAPER_RECENT_CHUNKS = 2, 8
@@ -89,8 +85,8 @@ class Limits:
     """What the routing kernel is told for one token; counts are of groups of 8 tokens.
 
     rule: an index of RULES; least and most: groups chosen between sinks and window, most is of
-    groups of 16 tokens for the published rule, which opens `chunks`; least_share: see AUTO_SHARE;
-    keep: blocks of 128 tokens to scan, 0 for all.
+    groups of 16 tokens for the published rule, which opens `chunks`; least_share: see
+    AUTO_SHARE.
     """
 
     rule: int = 0
@@ -100,7 +96,6 @@ class Limits:
     most: int = 0
     chunks: int = 0
     least_share: float = 1.0
-    keep: int = 0
 
 
 EVERYTHING = Limits()
@@ -155,21 +150,14 @@ class Router:
         most = max(1, -(-tokens // GROUP_TOKENS) - sinks - window)
         rule = RULES.index(self.rule)
         if not self.budget.automatic:
-            return Limits(rule, sinks, window, most, most, keep=_scanned(n_tokens, tokens))
+            return Limits(rule, sinks, window, most, most)
         least = max(1, AUTO_LEAST // GROUP_TOKENS - sinks - window)
-        keep = _scanned(n_tokens, AUTO_LEAST)
-        return Limits(rule, sinks, window, least, most, least_share=AUTO_SHARE, keep=keep)
+        return Limits(rule, sinks, window, least, most, least_share=AUTO_SHARE)
 
     def least_tokens(self, n_tokens: int) -> int:
         """What a routed token reads at least when n_tokens are cached."""
         limits = self.limits(n_tokens)
         return (limits.sinks + limits.window + limits.least) * GROUP_TOKENS
-
-
-def _scanned(n_tokens: int, tokens: int) -> int:
-    """Blocks of 128 tokens to scan for a budget when n_tokens are cached."""
-    wanted = max(SCANNED_TOKENS, SCANNED_SHARE * n_tokens, SCANNED_BUDGETS * tokens)
-    return math.ceil(wanted / BLOCK_TOKENS)
 
 
 def _published(tokens: int) -> Limits:

@@ -162,7 +162,7 @@ class Engine:
         return [
             budget.BillLine("weights", weights),
             budget.BillLine("keys and values", chunks * self.geometry.chunk_bytes),
-            budget.BillLine("key sketches", self.geometry.index_bytes(self.ctx)),
+            budget.BillLine("key sketches", self.geometry.sketch_bytes(self.ctx)),
             budget.BillLine("runtime and scratch", _RUNTIME_BYTES),
         ]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hga.kernels.cpu import scratch
 from hga.kernels.cpu.params import CALL
 from hga.kernels.ops import Backend
-from hga.kvstore.geometry import BLOCK_TOKENS, GROUP_TOKENS, GROUPS_PER_BLOCK, padded_head_dim
+from hga.kvstore.geometry import GROUP_TOKENS, GROUPS_PER_BLOCK, padded_head_dim
 from hga.kvstore.route import EVERYTHING, NO_UNITS, Limits, Route, Units
 from hga.models.plan import MoePlan
 
@@ -117,9 +117,8 @@ class ForwardPass:
         c["scores"] = take(4 * groups * (n_heads + n_kv))
         c["groups"] = take(4 * groups * n_heads)
         c["counts"] = take(8 * n_heads)
-        c["kept_bytes"] = _round_up(4 * (2 + ctx // BLOCK_TOKENS), _LINE)
-        c["kept"] = take(n_kv * int(c["kept_bytes"]))
-        c["query_bytes"] = widest + _LINE
+        # As kernels/cpu/sketch.py query_bytes.
+        c["query_bytes"] = 8 * widest + _LINE
         c["queries"] = take(n_heads * int(c["query_bytes"]))
         # Four rows at a time, of a KV head's query heads or of one query head's.
         lists = max(n_kv * _round_up(rows, 4), 4 * n_heads)
@@ -178,7 +177,7 @@ class ForwardPass:
         c["layers"], c["n_tokens"], c["position"] = layers.ctypes.data, n, position
         c["n_logits"] = n_logits
         c["rule"], c["n_sinks"], c["n_window"] = limits.rule, limits.sinks, limits.window
-        c["n_least"], c["n_most"], c["n_keep"] = limits.least, limits.most, limits.keep
+        c["n_least"], c["n_most"] = limits.least, limits.most
         c["least_share"] = limits.least_share
         c["n_chunks"], c["summed_chunks"] = limits.chunks, summed_chunks
         c["unit_sinks"], c["unit_window"] = units.sinks, units.window_tokens

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hga.kvstore.arena import RamArena
-from hga.kvstore.geometry import BLOCK_TOKENS, CHUNK_TOKENS, MEAN_TOKENS
+from hga.kvstore.geometry import CHUNK_TOKENS
 from hga.kvstore.route import EVERYTHING, PREFILLS, RULES, Budget, Route, Router
 
 from .forward import LOGIT_ROWS
@@ -93,12 +93,7 @@ class Session:
             if sketches is not None:
                 self._layers[i]["sketches"] = sketches.ctypes.data
                 self._layers[i]["head_bytes"] = sketches.strides[0]
-        for i, gates in enumerate(self._arena.gates):
-            if gates is not None:
-                self._layers[i]["gates"] = gates.ctypes.data
-                self._layers[i]["gate_bytes"] = gates.strides[0]
         self._logits: Logits = np.zeros(0, np.float32)
-        self._limits = EVERYTHING
         # Chunks whose summaries, of the published rule, are up to date.
         self._summed_chunks = 0
         shapes = engine.geometry.layers
@@ -186,12 +181,17 @@ class Session:
         limits = EVERYTHING
         if routed:
             limits = Router(self._attention, self._parsed_budget).limits(position + 1)
-        self._limits = limits
         block = np.asarray(ids, np.int64)
         if block.min() < 0 or block.max() >= self._engine.plan.vocab_size:
             raise ValueError(f"token ids must lie in 0..{self._engine.plan.vocab_size - 1}")
         logits = self._forward.run(
-            self._layers, block, position, n_logits, limits, self._summed_chunks
+            self._layers,
+            block,
+            position,
+            n_logits,
+            limits,
+            self._summed_chunks,
+            PREFILLS[self._prefill],
         )
         self.tokens.extend(int(i) for i in ids)
         self.stats.kv_bytes = self._arena.allocated_bytes
@@ -245,20 +245,12 @@ class Session:
             self._summed_chunks = n_closed = len(self.tokens) // CHUNK_TOKENS
             stats.index_bytes += geometry.summary_bytes(n_closed * CHUNK_TOKENS)
         elif forward.routed_layers and self._attention == "hga":
-            stats.index_bytes += self._scanned_bytes()
+            stats.index_bytes += geometry.sketch_bytes(len(self.tokens))
         if self.measure_recall:
             shapes = self._engine.plan.layers
             rows = [self._recalls[i, : shapes[i].attention.n_heads] for i in self._routed]
             stats.recalled += float(np.concatenate(rows).mean())
             stats.recall_tokens += 1
-
-    def _scanned_bytes(self) -> int:
-        """Bytes of sketches that the token just decoded read."""
-        geometry, n_tokens, keep = self._engine.geometry, len(self.tokens), self._limits.keep
-        if self._arena.gated and 0 < keep < -(-n_tokens // BLOCK_TOKENS):
-            means = geometry.sketch_bytes(n_tokens // MEAN_TOKENS)
-            return means + geometry.sketch_bytes(keep * BLOCK_TOKENS)
-        return geometry.sketch_bytes(n_tokens)
 
     def generate(
         self, sampler: TokenSampler, max_tokens: int, stop_ids: Collection[int]

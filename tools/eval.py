@@ -81,7 +81,9 @@ def _gap_task(model: str | None, values: argparse.Namespace, status: Status) -> 
             f"{plan.tail:,}: {plan.segments * lengths[-1]:,} tokens to prefill, "
             f"{plan.segments * len(lengths) * plan.tail:,} to decode for each of {len(arms)} arms"
         )
-        found = loss_gaps(engine, ids, plan, arms, status, recall=values.recall)
+        found = loss_gaps(
+            engine, ids, plan, arms, status, recall=values.recall, prefill=values.prefill
+        )
     objects = found.get("depths", [found])
     _show(_gap_rows(objects), (("ctx", text("ctx")), *_ARM_COLUMNS, ("gap", _gap_text)), status)
     if values.plot is not None:

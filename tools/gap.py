@@ -79,13 +79,15 @@ def loss_gaps(
     status: Status,
     *,
     recall: bool = False,
+    prefill: str = "exact",
 ) -> dict[str, Any]:
     """The JSON object of `hga eval gap`: that of the one length, or all under `depths`.
 
     Every tail token is a query; the last one is scored where a token follows it in `ids`. Where
     the text begins with BOS every segment does. `gap` is the mean difference to dense in nats,
     `gap_ci` the half width of its 95 % interval: over segments (Student's t), or with a single one
-    over batches of the tail.
+    over batches of the tail. With prefill "hga" the arms, dense among them, go on from a routed
+    prompt; what they are compared with never does.
     """
     starts = segment_starts(len(ids), plan)
     longest = plan.lengths[-1]
@@ -93,7 +95,8 @@ def loss_gaps(
         status.notice(f"segments of {longest:,} tokens overlap; their tails do not")
     cells = {(length, arm): _Cell() for length in plan.lengths for arm in (DENSE, *arms)}
     dense_nll: dict[int, list[float]] = {length: [] for length in plan.lengths}
-    others = [arm for arm in arms if arm != DENSE]
+    routed = prefill != "exact"
+    others = [arm for arm in arms if routed or arm != DENSE]
     per_segment = sum(plan.lengths) + plan.tail * len(plan.lengths) * len(others)
     with engine.session() as session, status.bar("gap", "tokens") as report:
         session.measure_recall = recall
@@ -101,10 +104,13 @@ def loss_gaps(
         for number, start in enumerate(starts):
             segment = _segment(engine, ids, start, longest)
             for length in plan.lengths:
-                prefix.fill(segment[: length - plan.tail])
+                prefix.fill(segment[: length - plan.tail], "exact")
                 dense = _tail(prefix, segment, length, DENSE, cells[length, DENSE].costs)
                 dense_nll[length].append(float(dense.mean()))
-                cells[length, DENSE].differences.append(np.zeros_like(dense))
+                if routed:
+                    prefix.fill(segment[: length - plan.tail], prefill)
+                else:
+                    cells[length, DENSE].differences.append(np.zeros_like(dense))
                 for arm in others:
                     cell = cells[length, arm]
                     losses = _tail(prefix, segment, length, arm, cell.costs)
@@ -117,6 +123,7 @@ def loss_gaps(
         {
             "ctx": length,
             "tail": plan.tail,
+            "prefill": prefill,
             "dense_nll": float(np.mean(dense_nll[length])),
             "segments": len(starts),
             "ci_over": "segments" if len(starts) > 1 else "batches",

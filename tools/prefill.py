@@ -1,7 +1,7 @@
-"""One dense prefill that several arms go on from, and the progress bar over all of it.
+"""One prefill that several arms go on from, and the progress bar over all of it.
 
-Invariant: the first `n_dense` tokens of the session were processed with exact attention, whatever
-was decoded after them, so nothing that a routed arm computed is ever reused.
+Invariant: the first `n_dense` tokens of the session were processed as a prompt, exactly or routed
+as `fill` was told, whatever was decoded after them, so nothing that an arm decoded is ever reused.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,17 +36,22 @@ class Work:
 
 
 class SharedPrefix:
-    """The densely prefilled beginning of a session's timeline."""
+    """The prefilled beginning of a session's timeline."""
 
     def __init__(self, session: "Session", work: Work) -> None:
         self.session = session
         self.work = work
         self.n_dense = 0
 
-    def fill(self, ids: Sequence[int]) -> None:
-        """Make `ids` the dense prefix; only what differs from the present one is processed."""
+    def fill(self, ids: Sequence[int], prefill: str | None = None) -> None:
+        """Make `ids` the prefix; only what differs from the present one is processed.
+
+        prefill: how (`Session.prefill`); None: as the session does already.
+        """
         session = self.session
         keep = min(session.fork_point(ids), self.n_dense)
+        if prefill is not None and prefill != session.prefill:
+            session.prefill, keep = prefill, 0
         session.truncate(keep)
         self.n_dense = keep
         session.attention = "dense"

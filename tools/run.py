@@ -69,6 +69,7 @@ def engine_options(values: argparse.Namespace) -> "Options":
         budget=values.budget if single else "auto",
         mem=values.mem,
         device=values.device,
+        prefill=getattr(values, "prefill", "exact"),
     )
 
 

@@ -15,18 +15,9 @@ from . import attention as att
 from . import block_route, sketch
 from . import elementwise as ew
 from .block_attention import attend_tile
-from .layer_route import MEAN_TOKENS, lists_per_query_head, route
+from .layer_route import lists_per_query_head, route
 from .scratch import PARTIAL_HEAD, SCORE_ROW, SPAN_TOKENS, TILE_ROWS
-from .simd import (
-    load_f32,
-    load_scalar_f32,
-    load_scalar_i64,
-    mul,
-    splat_f32,
-    store_f32,
-    store_scalar_f32,
-)
-from .simd_half import load_scalar_f16
+from .simd import load_scalar_f32, load_scalar_i64, store_scalar_f32
 from .sync import atomic_add, barrier, share
 
 JIT = {"nogil": True, "error_model": "numpy"}
@@ -87,28 +78,6 @@ def rotate_and_append(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> 
                 block += position // sketch.BLOCK_TOKENS * sketch.block_bytes(d)
                 sketch.rotate(k, d, private)
                 sketch.write_key(block, position % sketch.BLOCK_TOKENS, private, d)
-            if layer.gates != 0 and position % MEAN_TOKENS == MEAN_TOKENS - 1:
-                _write_mean(layer, h, position // MEAN_TOKENS, private)
-
-
-@njit(**JIT)
-def _write_mean(layer: Any, h: Any, number: Any, private: Any) -> None:
-    """The sketch of a mean of MEAN_TOKENS stored keys: the mean `number` of KV head h."""
-    d, turned = layer.head_dim, private + 4 * layer.head_dim
-    for i in range(0, 4 * d, 64):
-        store_f32(private + i, splat_f32(np.float32(0)))
-    for t in range(MEAN_TOKENS * number, MEAN_TOKENS * (number + 1)):
-        key = att.record(layer.pages, t // att.GROUP_TOKENS, h, d) + 2 * (t % att.GROUP_TOKENS)
-        for i in range(d):
-            at = private + 4 * i
-            store_scalar_f32(at, load_scalar_f32(at) + load_scalar_f16(key + 16 * i))
-    for i in range(0, 4 * d, 64):
-        part = splat_f32(np.float32(1 / MEAN_TOKENS))
-        store_f32(private + i, mul(load_f32(private + i), part))
-    sketch.rotate(private, d, turned)
-    block = layer.gates + h * layer.gate_bytes
-    block += number // sketch.BLOCK_TOKENS * sketch.block_bytes(d)
-    sketch.write_key(block, number % sketch.BLOCK_TOKENS, turned, d)
 
 
 @njit(**JIT)

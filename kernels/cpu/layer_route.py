@@ -1,8 +1,6 @@
 """Routing of a single token in one layer: which groups every KV head, or query head, reads.
 
-Two levels: of a long context the blocks of 128 tokens worth a scan are chosen first, by sketches of
-the means of 16 keys, then groups of 8 inside them by sketches of every key. Threads share blocks
-when scoring and heads when choosing; neither changes a choice.
+Threads share blocks of 128 tokens when scoring and heads when choosing; neither changes a choice.
 The chosen groups go to c.groups and c.counts, one list a KV head, or one a query head where the
 published rule asks for it (`lists_per_query_head`).
 """
@@ -13,21 +11,13 @@ import numpy as np
 from numba import njit
 
 from . import exact, published, routing, sketch
-from .simd import (
-    load_scalar_i32,
-    load_scalar_i64,
-    store_scalar_f32,
-    store_scalar_i32,
-    store_scalar_i64,
-)
+from .simd import load_scalar_i64, store_scalar_f32, store_scalar_i64
 from .sync import barrier, share
 
 JIT = {"nogil": True, "error_model": "numpy"}
 
 # Rules, the values of CALL.rule; 0: nothing is routed.
 SKETCHED, PUBLISHED, ORACLE = 1, 2, 3
-# Keys whose mean has a sketch.
-MEAN_TOKENS = 16
 
 
 @njit(**JIT)
@@ -61,115 +51,52 @@ def _score_truly(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> None:
 
 
 @njit(**JIT)
-def _score(
-    c: Any,
-    layer: Any,
-    sketches: Any,
-    head_bytes: Any,
-    h: Any,
-    block: Any,
-    n_tokens: Any,
-    at: Any,
-    private: Any,
-) -> None:
-    """Estimated log masses of a block of sketches, of n_tokens in all, to column block `at`."""
-    d, rows = layer.head_dim, layer.n_heads // layer.n_kv_heads
-    sketch.score_block(
-        sketches + h * head_bytes + block * sketch.block_bytes(d),
-        n_tokens - sketch.BLOCK_TOKENS * block,
-        d,
-        c.queries + c.query_bytes * rows * h,
-        c.query_bytes,
-        rows,
-        c.scores + h * rows * c.score_bytes + 64 * at,
-        c.score_bytes,
-        private,
-    )
-
-
-@njit(**JIT)
 def _blocks(n_tokens: Any) -> Any:
     """Blocks of sketches that hold n_tokens."""
     return (n_tokens + sketch.BLOCK_TOKENS - 1) // sketch.BLOCK_TOKENS
 
 
 @njit(**JIT)
-def _pooled(c: Any, layer: Any, h: Any, n_groups: Any) -> Any:
-    """Address of the largest shares of n_groups for KV head h, from its rows of c.scores."""
+def _scan(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> None:
+    """Estimated log masses of all groups for every query head, to c.scores."""
+    d, n_tokens, rows = layer.head_dim, c.position + 1, layer.n_heads // layer.n_kv_heads
+    n_blocks, size = _blocks(n_tokens), sketch.block_bytes(d)
+    i0, i1 = share(layer.n_kv_heads * n_blocks, thread, n)
+    for item in range(i0, i1):
+        h, block = item // n_blocks, item % n_blocks
+        sketch.score_block(
+            layer.sketches + h * layer.head_bytes + block * size,
+            n_tokens - sketch.BLOCK_TOKENS * block,
+            d,
+            c.queries + c.query_bytes * rows * h,
+            c.query_bytes,
+            rows,
+            c.scores + h * rows * c.score_bytes + 64 * block,
+            c.score_bytes,
+            private,
+        )
+
+
+@njit(**JIT)
+def _choose(c: Any, layer: Any, n_groups: Any, thread: Any, n: Any) -> None:
+    """The best groups of every KV head by their shares."""
     rows = layer.n_heads // layer.n_kv_heads
-    pooled = c.scores + (layer.n_heads + h) * c.score_bytes
-    routing.pool_shares(c.scores + h * rows * c.score_bytes, c.score_bytes, rows, n_groups, pooled)
-    return pooled
-
-
-@njit(**JIT)
-def _keep(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: Any) -> Any:
-    """Choose the blocks worth scanning by the means of 16 keys; returns the phase afterwards.
-
-    The means have sketches like keys: eight of them, a block's, are to a block what the keys of a
-    group are to the group.
-    """
-    n_tokens = c.position + 1
-    n_blocks, n_means = _blocks(n_tokens), n_tokens // MEAN_TOKENS
-    per_head = (n_blocks + sketch.BLOCK_GROUPS - 1) // sketch.BLOCK_GROUPS
-    i0, i1 = share(layer.n_kv_heads * per_head, thread, n)
-    for item in range(i0, i1):
-        h, at = item // per_head, item % per_head
-        _score(c, layer, layer.gates, layer.gate_bytes, h, at, n_means, at, private)
-    phase = barrier(c.barrier, n, phase)
-    first = c.n_sinks // sketch.BLOCK_GROUPS + 1
-    read = (n_tokens + sketch.GROUP_TOKENS - 1) // sketch.GROUP_TOKENS - c.n_window
     for h in range(thread, layer.n_kv_heads, n):
-        shares, kept = _pooled(c, layer, h, n_blocks), c.kept + h * c.kept_bytes
-        last = n_blocks - read // sketch.BLOCK_GROUPS
-        count = routing.keep_blocks(shares, n_blocks, first, last, c.n_keep, kept + 4)
-        store_scalar_i32(kept, np.int32(count))
-    return barrier(c.barrier, n, phase)
-
-
-@njit(**JIT)
-def _scan(c: Any, layer: Any, n_kept: Any, thread: Any, n: Any, private: Any) -> None:
-    """Estimated log masses of the groups of the kept blocks, side by side; n_kept 0: of all."""
-    n_columns = n_kept if n_kept > 0 else _blocks(c.position + 1)
-    i0, i1 = share(layer.n_kv_heads * n_columns, thread, n)
-    for item in range(i0, i1):
-        h, at = item // n_columns, item % n_columns
-        block = at
-        if n_kept > 0:
-            block = np.int64(load_scalar_i32(c.kept + h * c.kept_bytes + 4 * (1 + at)))
-        _score(c, layer, layer.sketches, layer.head_bytes, h, block, c.position + 1, at, private)
-
-
-@njit(**JIT)
-def _choose(c: Any, layer: Any, n_groups: Any, n_kept: Any, thread: Any, n: Any) -> None:
-    """The best groups of every KV head by their shares, among those of the kept blocks."""
-    if n_kept > 0:
-        # The last block is always kept, and alone may be unfilled.
-        n_groups -= sketch.BLOCK_GROUPS * (_blocks(c.position + 1) - n_kept)
-    for h in range(thread, layer.n_kv_heads, n):
-        groups = c.groups + h * c.group_bytes
+        pooled = c.scores + (layer.n_heads + h) * c.score_bytes
+        routing.pool_shares(
+            c.scores + h * rows * c.score_bytes, c.score_bytes, rows, n_groups, pooled
+        )
         count = routing.select_groups(
-            _pooled(c, layer, h, n_groups),
+            pooled,
             c.n_sinks,
             n_groups - c.n_window,
             n_groups,
             c.n_least,
             c.n_most,
             np.float32(c.least_share),
-            groups,
+            c.groups + h * c.group_bytes,
         )
         store_scalar_i64(c.counts + 8 * h, count)
-        if n_kept > 0:
-            _name_groups(groups, count, c.kept + h * c.kept_bytes + 4)
-
-
-@njit(**JIT)
-def _name_groups(groups: Any, count: Any, kept: Any) -> None:
-    """Turn places among the kept blocks into numbers of groups, in place."""
-    for i in range(count):
-        at = load_scalar_i32(groups + 4 * i)
-        block = load_scalar_i32(kept + 4 * np.int64(at // sketch.BLOCK_GROUPS))
-        store_scalar_i32(groups + 4 * i, np.int32(sketch.BLOCK_GROUPS * block + at % 16))
 
 
 @njit(**JIT)
@@ -234,18 +161,14 @@ def route(c: Any, layer: Any, n_groups: Any, thread: Any, n: Any, phase: Any, pr
     elif c.rule == ORACLE:
         _score_truly(c, layer, thread, n, private)
         phase = barrier(c.barrier, n, phase)
-        _choose(c, layer, n_groups, 0, thread, n)
+        _choose(c, layer, n_groups, thread, n)
         phase = barrier(c.barrier, n, phase)
     else:
         _turn_queries(c, layer, thread, n, private)
         phase = barrier(c.barrier, n, phase)
-        n_kept = np.int64(0)
-        if layer.gates != 0 and 0 < c.n_keep < _blocks(c.position + 1):
-            phase = _keep(c, layer, thread, n, phase, private)
-            n_kept = np.int64(load_scalar_i32(c.kept))
-        _scan(c, layer, n_kept, thread, n, private)
+        _scan(c, layer, thread, n, private)
         phase = barrier(c.barrier, n, phase)
-        _choose(c, layer, n_groups, n_kept, thread, n)
+        _choose(c, layer, n_groups, thread, n)
         phase = barrier(c.barrier, n, phase)
     if layer.recall != 0:
         _score_truly(c, layer, thread, n, private)

@@ -30,10 +30,10 @@ LAYER = np.dtype(
     + _fields(_I, "n_heads n_kv_heads head_dim true_dim window rope_index activation")
     # experts: int64 [n_experts][3] tile addresses (gate, up, down); n_experts 0: dense
     + _fields(_I, "experts n_experts n_used norm_topk")
-    # pages: int64 page address by chunk; sketches: of the keys, head_bytes apart per KV head
-    # (0: this layer is never routed); gates: sketches of means of 16 keys (0: none); summaries: of chunks (kernels/cpu/published.py), 0: none;
+    # pages: int64 page address by chunk; sketches: of the keys, head_bytes apart per KV head (0:
+    # this layer is never routed); summaries: of chunks (kernels/cpu/published.py), 0: none;
     # recall: float32 [H], 0: not measured
-    + _fields(_I, "pages sketches head_bytes gates gate_bytes summaries summary_bytes recall")
+    + _fields(_I, "pages sketches head_bytes summaries summary_bytes recall")
     + _fields(_F, "scale")
 )
 
@@ -50,14 +50,13 @@ CALL = np.dtype(
     + _fields(_I, "cos sin rope_bytes half_bytes")
     # routing of a single token (kernels/cpu/layer_route.py): rule (0: none), groups always read at
     # the start and at the end, fewest and most groups chosen between them
-    # blocks of 128 tokens that are scanned (0: all), int32 [G][1 + blocks]: their number, then they
-    + _fields(_I, "rule n_sinks n_window n_least n_most n_keep kept kept_bytes")
+    + _fields(_I, "rule n_sinks n_window n_least n_most")
     # published rule: chunks opened, chunks summed up before this call; cos and sin of turns by
     # -63..63 positions: float32 [n_ropes][127][half], turn_bytes per RoPE
     + _fields(_I, "n_chunks summed_chunks turn_cos turn_sin turn_bytes")
-    # routing of a prompt (kernels/cpu/block_route.py), unit_share 0: none: groups always read at the
-    # start, tokens before a unit, fewest groups chosen, tokens up to which everything is read, and
-    # the offset of its private scratch
+    # routing of a prompt (kernels/cpu/block_route.py), unit_share 0: none: groups always read at
+    # the start, tokens before a unit, fewest groups chosen, tokens up to which everything is
+    # read, and the offset of its private scratch
     + _fields(_I, "unit_sinks unit_window unit_least unit_exact unit_private")
     # counted by a single token, summed over layers: groups and bytes of keys and values read (a
     # group of one KV head is one), layers that routed

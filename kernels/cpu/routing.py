@@ -65,14 +65,14 @@ def pool_shares(scores: Any, row_bytes: Any, n_rows: Any, n_groups: Any, pooled:
 
 
 @njit(**JIT)
-def fill(shares: Any, start: Any, end: Any, other: Any) -> None:
-    """Put `other` at groups start..end."""
+def _hide(shares: Any, start: Any, end: Any) -> None:
+    """Put groups start..end below every limit."""
     i = start // 16 * 16
     while i < end:
         low, high = np.int32(max(start - i, 0)), np.int32(min(end - i, 16))
         # Lanes inside low..high are replaced: two calls keep what lies on either side.
         v = load_f32(shares + 4 * i)
-        left = mask_lanes(v, other, np.int32(0), low)
+        left = mask_lanes(v, np.float32(-1), np.int32(0), low)
         if high < 16:
             right = mask_lanes(v, np.float32(0), high, np.int32(16))
             left = add(mask_lanes(left, np.float32(0), np.int32(0), high), right)
@@ -120,9 +120,8 @@ def select_groups(
     n_most. shares: float32 of n_groups rounded up to 16, overwritten; out: address of int32,
     filled in ascending order. Equal shares: the earlier group. Returns the number written.
     """
-    # A negative share is below every limit.
-    fill(shares, 0, first, np.float32(-1))
-    fill(shares, last, (n_groups + 15) // 16 * 16, np.float32(-1))
+    _hide(shares, 0, first)
+    _hide(shares, last, (n_groups + 15) // 16 * 16)
     n_least, n_most = min(n_least, last - first), min(n_most, last - first)
     take = n_most
     if n_least < n_most:
@@ -132,7 +131,7 @@ def select_groups(
         store_scalar_i32(out + 4 * count, np.int32(g))
         count += 1
     if take > 0:
-        count = collect(shares, n_groups, take, out, count)
+        count = _collect(shares, n_groups, take, out, count)
     for g in range(last, n_groups):
         store_scalar_i32(out + 4 * count, np.int32(g))
         count += 1
@@ -140,19 +139,7 @@ def select_groups(
 
 
 @njit(**JIT)
-def keep_blocks(
-    shares: Any, n_blocks: Any, n_first: Any, n_last: Any, n_keep: Any, out: Any
-) -> Any:
-    """Write the n_keep blocks of the largest shares, ascending, the first n_first and the last
-    n_last always among them; returns their number. shares: as for `select_groups`."""
-    fill(shares, n_blocks, (n_blocks + 15) // 16 * 16, np.float32(-1))
-    fill(shares, 0, n_first, np.float32(1))
-    fill(shares, n_blocks - n_last, n_blocks, np.float32(1))
-    return collect(shares, n_blocks, min(n_keep, n_blocks), out, 0)
-
-
-@njit(**JIT)
-def collect(shares: Any, n_groups: Any, take: Any, out: Any, count: Any) -> Any:
+def _collect(shares: Any, n_groups: Any, take: Any, out: Any, count: Any) -> Any:
     """Append the `take` groups of the largest shares to out; returns the new count."""
     limit = threshold_of_count(shares, n_groups, take)
     above = float_of_bits(np.int32(bits_of_float(limit) + np.int32(1)))

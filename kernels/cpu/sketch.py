@@ -2,8 +2,9 @@
 
 A key k is turned by a fixed orthogonal matrix R (signs, then Walsh-Hadamard), which spreads it over
 all dimensions; y = R k is stored on the grid {-1.5, -0.5, 0.5, 1.5} x 1.25 mean|y| (the family of
-RaBitQ, arXiv 2405.12497; the choice is measured in docs/method.md). q.k is then estimated from the
-int8 codes of R q. A block holds 128 tokens of one KV head, 16 groups of 8, one group to a lane:
+RaBitQ, arXiv 2405.12497; the choice is measured in docs/routing-arms.md). q.k is then estimated
+from R q by tables (sketch_tables.py) or by products of codes (sketch_codes.py). A block holds 128
+tokens of one KV head, 16 groups of 8, one group to a lane:
     codes   uint32 [8 i][D/16 j][16 groups] of the i-th tokens of the groups: dimension
             16 j + 4 s + b at bits 8 b + 2 s
     scales  uint8 [8 i][16 groups], four bits of exponent and four of fraction (simd_half.py)
@@ -19,36 +20,30 @@ from numpy.typing import NDArray
 from .simd import (
     absolute,
     add,
-    add_i32,
     exp_coarse,
     load_f32,
     load_scalar_f32,
-    load_splat_i32,
-    load_u8,
     log,
     mask_lanes,
     maximum,
     mul,
     reduce_add,
-    reduce_add_i32,
-    reduce_max,
-    round_to_i32,
-    shift_right_2,
-    shift_right_4,
-    shift_right_6,
     splat_f32,
-    splat_i32,
-    store_as_i8,
     store_f32,
     store_scalar_f32,
     store_scalar_i32,
     store_scalar_u8,
     sub,
-    to_f32,
 )
 from .simd_bits import bits_of_float, float_of_bits
-from .simd_bytes import bit_pair_0, bit_pair_2, bit_pair_4, bit_pair_6, dot_u8i8
-from .simd_half import load_u4m4
+from .target import has_byte_tables
+
+if has_byte_tables():
+    from .sketch_tables import estimate4
+    from .sketch_tables import write_query as write_query
+else:
+    from .sketch_codes import estimate4
+    from .sketch_codes import write_query as write_query
 
 JIT = {"nogil": True, "error_model": "numpy"}
 
@@ -75,6 +70,11 @@ SIGNS = _random_signs()
 def block_bytes(head_dim: Any) -> Any:
     """Bytes of the sketches of 128 tokens of a KV head."""
     return 32 * head_dim + BLOCK_TOKENS
+
+
+def query_bytes(head_dim: int) -> int:
+    """Room for what `write_query` makes of a query."""
+    return 8 * head_dim + 64
 
 
 @njit(**JIT)
@@ -132,72 +132,6 @@ def write_key(block: Any, token: Any, y: Any, head_dim: Any) -> None:
             word |= code << np.uint32(8 * (d & 3) + 2 * (d >> 2))
         store_scalar_i32(codes + 64 * j, np.int32(word))
     store_scalar_u8(block + 32 * head_dim + BLOCK_GROUPS * i + lane, byte)
-
-
-@njit(**JIT)
-def write_query(y: Any, head_dim: Any, out: Any) -> None:
-    """int8 codes [D] of a turned query, then float32 scale and 1.5 times the sum of the codes."""
-    top = splat_f32(np.float32(0))
-    for i in range(0, 4 * head_dim, 64):
-        top = maximum(absolute(load_f32(y + i)), top)
-    scale = reduce_max(top) / np.float32(127)
-    inverse = splat_f32(np.float32(1) / scale if scale > 0 else np.float32(0))
-    total = 0
-    for i in range(0, head_dim, 16):
-        codes = round_to_i32(mul(load_f32(y + 4 * i), inverse))
-        store_as_i8(out + i, codes)
-        total += reduce_add_i32(codes)
-    store_scalar_f32(out + head_dim, scale)
-    store_scalar_f32(out + head_dim + 4, np.float32(1.5) * np.float32(total))
-
-
-@njit(**JIT)
-def _estimate(a: Any, b: Any, c: Any, d: Any, q: Any, head_dim: Any, scales: Any) -> Any:
-    """Estimated q.k of 16 keys from the products of their codes, which stand at bits 0, 2, 4, 6."""
-    dot = add_i32(add_i32(a, shift_right_2(b)), add_i32(shift_right_4(c), shift_right_6(d)))
-    centred = sub(to_f32(dot), splat_f32(load_scalar_f32(q + head_dim + 4)))
-    return mul(centred, mul(scales, splat_f32(load_scalar_f32(q + head_dim))))
-
-
-@njit(**JIT)
-def estimate4(
-    block: Any, i: Any, head_dim: Any, q0: Any, q1: Any, q2: Any, q3: Any, out: Any
-) -> None:
-    """Estimated q.k of the i-th keys of a block's groups for four queries (from `write_query`).
-
-    Writes float32 [16 groups] at out, 512 bytes further for every next query.
-    """
-    codes, zero = block + 4 * head_dim * i, splat_i32(np.int32(0))
-    # The codes are multiplied where they stand in their bytes; a sum for each place.
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero
-    c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = zero
-    for j in range(head_dim // 16):
-        v, o = load_u8(codes + 64 * j), 16 * j
-        u = bit_pair_0(v)
-        a0 = dot_u8i8(a0, u, load_splat_i32(q0 + o))
-        b0 = dot_u8i8(b0, u, load_splat_i32(q1 + o))
-        c0 = dot_u8i8(c0, u, load_splat_i32(q2 + o))
-        d0 = dot_u8i8(d0, u, load_splat_i32(q3 + o))
-        u = bit_pair_2(v)
-        a1 = dot_u8i8(a1, u, load_splat_i32(q0 + o + 4))
-        b1 = dot_u8i8(b1, u, load_splat_i32(q1 + o + 4))
-        c1 = dot_u8i8(c1, u, load_splat_i32(q2 + o + 4))
-        d1 = dot_u8i8(d1, u, load_splat_i32(q3 + o + 4))
-        u = bit_pair_4(v)
-        a2 = dot_u8i8(a2, u, load_splat_i32(q0 + o + 8))
-        b2 = dot_u8i8(b2, u, load_splat_i32(q1 + o + 8))
-        c2 = dot_u8i8(c2, u, load_splat_i32(q2 + o + 8))
-        d2 = dot_u8i8(d2, u, load_splat_i32(q3 + o + 8))
-        u = bit_pair_6(v)
-        a3 = dot_u8i8(a3, u, load_splat_i32(q0 + o + 12))
-        b3 = dot_u8i8(b3, u, load_splat_i32(q1 + o + 12))
-        c3 = dot_u8i8(c3, u, load_splat_i32(q2 + o + 12))
-        d3 = dot_u8i8(d3, u, load_splat_i32(q3 + o + 12))
-    scales = load_u4m4(block + 32 * head_dim + BLOCK_GROUPS * i)
-    store_f32(out, _estimate(a0, a1, a2, a3, q0, head_dim, scales))
-    store_f32(out + 512, _estimate(b0, b1, b2, b3, q1, head_dim, scales))
-    store_f32(out + 1024, _estimate(c0, c1, c2, c3, q2, head_dim, scales))
-    store_f32(out + 1536, _estimate(d0, d1, d2, d3, q3, head_dim, scales))
 
 
 @njit(**JIT)

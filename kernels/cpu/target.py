@@ -78,6 +78,13 @@ def detect() -> str:
     return "generic"
 
 
+def has_byte_tables() -> bool:
+    """Whether 64 bytes can be looked up at once (AVX-512 VBMI)."""
+    from llvmlite import binding
+
+    return detect() == "avx512" and bool(binding.get_host_cpu_features().get("avx512vbmi"))
+
+
 def shortfall() -> str | None:
     """Why the best instruction set is not in force, or None if it is."""
     from numba import config

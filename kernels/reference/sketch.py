@@ -57,6 +57,23 @@ def sketch_query(q: F32) -> tuple[NDArray[np.int64], F32]:
     return codes.astype(np.int64), scale
 
 
+def estimates(q: F32, k: F32, tables: bool = True) -> NDArray[np.float64]:
+    """Estimated q.k [S] of a query q [D] (scaled) and keys k [S, D], by tables of pairs of
+    dimensions or by int8 codes of the query."""
+    codes, scales = sketch_keys(k)
+    grid = codes - 1.5
+    if not tables:
+        query, scale = sketch_query(q)
+        return np.asarray(grid @ query * scales.astype(np.float64) * scale, np.float64)
+    y = rotate(q)
+    unit = np.float32(3) * np.abs(y).max() / np.float32(127)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        parts = grid * np.where(unit > 0, y / unit, 0)
+    # Dimensions d and d + 4 of every eight share a table, whose entries are whole numbers.
+    pairs = parts.reshape(len(k), -1, 2, 4).sum(2)
+    return np.asarray(np.rint(pairs).sum((1, 2)) * scales.astype(np.float64) * unit, np.float64)
+
+
 def group_masses(logits: NDArray[np.float64], group_tokens: int) -> NDArray[np.float64]:
     """Log mass [..., groups] of logits [..., S]; the last group may be partial."""
     n_groups = -(-logits.shape[-1] // group_tokens)
@@ -68,19 +85,14 @@ def group_masses(logits: NDArray[np.float64], group_tokens: int) -> NDArray[np.f
     return out
 
 
-def log_masses(q: F32, k: F32, group_tokens: int) -> NDArray[np.float64]:
+def log_masses(q: F32, k: F32, group_tokens: int, tables: bool = True) -> NDArray[np.float64]:
     """Estimated log mass [H, groups] of q [H, D] (scaled) over keys k [S, G, D].
 
     Query head h reads KV head h // (H / G).
     """
-    codes, scales = sketch_keys(k)
-    query, query_scale = sketch_query(q)
     rows = q.shape[0] // k.shape[1]
-    logits = np.empty((len(q), len(k)))
-    for head in range(len(q)):
-        values = (codes[:, head // rows] - 1.5) @ query[head]
-        logits[head] = values * scales[:, head // rows].astype(np.float64) * query_scale[head]
-    return group_masses(logits, group_tokens)
+    logits = [estimates(q[h], k[:, h // rows], tables) for h in range(len(q))]
+    return group_masses(np.stack(logits), group_tokens)
 
 
 def shares(masses: NDArray[np.float64], n_kv_heads: int) -> NDArray[np.float64]:

@@ -19,12 +19,14 @@ from hga.kernels.cpu import (
     simd_bytes,
     simd_half,
     sketch,
+    target,
     tiles,
 )
 from hga.kernels.cpu import elementwise as ew
 from hga.kernels.cpu.sync import as_pointer, atomic_add, atomic_load, atomic_store, barrier
 from hga.kernels.formats import FORMATS
 
+BYTE_TABLES = target.has_byte_tables()
 JIT = {"nogil": True, "error_model": "numpy", "cache": True}
 CANARY = np.float32(12345.0)
 
@@ -344,17 +346,18 @@ def sketch_keys(k):
 
 
 def sketch_queries(q):
-    """uint8 [H, D + 64] of queries [H, D]: codes, then scale and 1.5 times the sum of codes."""
-    out = np.full((len(q), q.shape[1] + 64), 255, np.uint8)
+    """uint8 [H, query_bytes] of queries [H, D]; a cache line beyond stays as it was."""
+    size = sketch.query_bytes(q.shape[1])
+    out = np.full((len(q), size + 64), 255, np.uint8)
     for row, x in zip(out, q, strict=True):
         run(sketch.write_query, rotate(x), len(x), row)
-    assert (out[:, q.shape[1] + 8 :] == 255).all(), "written past the query"
+    assert (out[:, size:] == 255).all(), "written past the query"
     return out
 
 
 def log_masses(blocks, n_tokens, queries):
     """float32 [rows, groups] of the blocks [blocks, bytes] of one KV head and its queries."""
-    n_rows, d = len(queries), queries.shape[1] - 64
+    n_rows, d = len(queries), (queries.shape[1] - 128) // 8
     out = np.full((n_rows + 1, 16 * len(blocks)), CANARY, np.float32)
     spare = np.full(513, CANARY, np.float32)
     for b, block in enumerate(blocks):
@@ -384,15 +387,6 @@ def select_groups(shares, first, last, least, most, limit=1.0):
     assert (out[count:] == -1).all(), "written past the count"
     assert (padded[-16:] == CANARY).all(), "written past the groups"
     return tuple(int(g) for g in out[:count])
-
-
-def keep_blocks(shares, first, last, keep):
-    """The blocks scanned, of shares [blocks]."""
-    padded, out = _padded(shares), np.full(len(shares) + 1, -1, np.int32)
-    count = run(routing.keep_blocks, padded, len(shares), first, last, keep, out)
-    assert (out[count:] == -1).all(), "written past the count"
-    assert (padded[-16:] == CANARY).all(), "written past the blocks"
-    return tuple(int(b) for b in out[:count])
 
 
 # --- threads -------------------------------------------------------------------------------------

@@ -71,23 +71,24 @@ def test_sketches_estimate_products() -> None:
     assert np.polyfit(exact, estimate, 1)[0] == pytest.approx(0.9, abs=0.1)
 
 
-def test_log_masses() -> None:
+@pytest.mark.parametrize("tables", [True, False])
+def test_log_masses(tables: bool) -> None:
     q, k, _ = data(1, 4, 2, 32, 40)
-    got = sketch.log_masses(q[0], k, 16)
+    got = sketch.log_masses(q[0], k, 16, tables)
     assert got.shape == (4, 3)
-    codes, scales = sketch.sketch_keys(k)
-    query, scale = sketch.sketch_query(q[0])
     for head in range(4):
+        logits = sketch.estimates(q[0, head], k[:, head // 2], tables)
         for group in range(3):
-            logits = [
-                float(
-                    (codes[s, head // 2] - 1.5) @ query[head] * scales[s, head // 2] * scale[head]
-                )
-                for s in range(16 * group, min(40, 16 * group + 16))
-            ]
             # The exponential is coarse: 3 % of the mass.
-            expected = math.log(sum(map(math.exp, logits)))
+            expected = math.log(sum(map(math.exp, logits[16 * group : 16 * group + 16])))
             assert got[head, group] == pytest.approx(expected, abs=0.035)
+
+
+def test_tables_and_codes_estimate_alike() -> None:
+    q, k, _ = data(1, 1, 1, 128, 500)
+    codes = sketch.estimates(q[0, 0], k[:, 0], False)
+    tables = sketch.estimates(q[0, 0], k[:, 0], True)
+    assert np.abs(tables - codes).max() < 0.1 * codes.std()
 
 
 def test_shares() -> None:

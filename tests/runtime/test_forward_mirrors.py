@@ -32,9 +32,9 @@ def test_geometry() -> None:
     assert geometry.CHUNK_TOKENS == attention.CHUNK_TOKENS
     assert geometry.GROUP_TOKENS == attention.GROUP_TOKENS
     assert sketch.GROUP_TOKENS == attention.GROUP_TOKENS
+    assert sketch.query_bytes(96) == 8 * 96 + forward._LINE
     assert geometry.GROUPS_PER_BLOCK == sketch.BLOCK_GROUPS
     assert geometry.VECTORS_PER_CHUNK == published.VECTORS
-    assert geometry.MEAN_TOKENS == layer_route.MEAN_TOKENS
     assert geometry.BLOCK_TOKENS == sketch.BLOCK_TOKENS
     shape = geometry.Geometry((geometry.LayerShape(1, 96, routed=True),))
     assert shape.sketch_head_bytes(0, 1) == sketch.block_bytes(96)
