@@ -310,7 +310,8 @@ def exp(b: Any, x: Any) -> Any:
     square = b.fmul(r, r)
     high = fma(square, 1.0 / 720, fma(r, 1.0 / 120, 1.0 / 24))
     high = fma(high, square, fma(r, 1.0 / 6, 0.5))
-    series = fma(high, square, b.fadd(r, _const(_F32X16, 1.0)))
+    # The one is added last: the rest is small beside it, and its rounding too.
+    series = b.fadd(fma(high, square, r), _const(_F32X16, 1.0))
     power = b.shl(b.bitcast(shifted, _I32X16), _const(_I32X16, 23))
     return b.bitcast(b.add(b.bitcast(series, _I32X16), power), _F32X16)
 
