@@ -21,27 +21,23 @@ from .simd import (
     add,
     exp,
     fma,
-    high_halves,
     load_f32,
     load_scalar_f32,
     load_scalar_i32,
     load_scalar_i64,
     load_splat_f32,
-    low_halves,
-    mask_halves,
     maximum,
     mul,
     prefetch,
     reduce_add,
     reduce_max,
     splat_f32,
-    splat_halves,
     store_f32,
     store_scalar_f32,
     sub,
-    where_above,
 )
 from .simd_half import load_f16, store_f16, store_scalar_f16
+from .simd_lanes import high_halves, low_halves, mask_halves, splat_halves, where_above
 
 JIT = {"nogil": True, "error_model": "numpy"}
 

@@ -14,16 +14,15 @@ from numba import njit
 from . import attention as att
 from .scratch import PARTIAL_HEAD, QUERY_ROW, SCORE_ROW, SPAN_TOKENS
 from .simd import (
-    high_halves,
     load_f32,
     load_scalar_f32,
     load_scalar_i32,
-    low_halves,
     mask_lanes,
     store_f32,
     store_scalar_f32,
 )
 from .simd_half import load_f16
+from .simd_lanes import high_halves, low_halves
 from .simd_tile import BLOCK_ROWS, BLOCK_VECTORS, STEP_BYTES, fma_tile
 
 JIT = {"nogil": True, "error_model": "numpy"}

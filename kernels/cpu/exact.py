@@ -11,22 +11,20 @@ from .simd import (
     add,
     exp,
     fma,
-    high_halves,
     load_f32,
     load_scalar_f32,
     load_scalar_i32,
     log,
-    low_halves,
     mask_lanes,
     maximum,
     reduce_max,
     splat_f32,
-    splat_halves,
     store_f32,
     store_scalar_f32,
     sub,
 )
 from .simd_half import load_f16
+from .simd_lanes import high_halves, low_halves, splat_halves
 
 JIT = {"nogil": True, "error_model": "numpy"}
 

@@ -14,7 +14,6 @@ from numba import njit
 
 from .simd import (
     add,
-    exp_coarse,
     load_f32,
     mask_lanes,
     maximum,
@@ -29,6 +28,7 @@ from .simd import (
 from .simd_bits import (
     bits_of_float,
     count_bits,
+    exp_coarse,
     float_of_bits,
     lanes_at_least,
     lowest_bit,

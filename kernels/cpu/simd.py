@@ -24,11 +24,6 @@ _U8X64 = ir.VectorType(_I8, 64)
 _F16X16 = ir.VectorType(_F16, 16)
 
 
-# `exp_coarse`: one octave of the exponent field, and the field of 2^-0.043.
-COARSE_STEP = 2.0**23 * 1.4426950408889634
-COARSE_OFFSET = 2.0**23 * (127 - 0.043)
-
-
 class VectorType(types.Type):  # type: ignore[misc]
     """Numba type of a vector held in registers."""
 
@@ -317,18 +312,6 @@ def exp(b: Any, x: Any) -> Any:
 
 
 @_op(f32x16, f32x16)
-def exp_coarse(b: Any, x: Any) -> Any:
-    """e^x to 3 %, by straight lines between powers of two; x is held to -86..0."""
-    low, high = _const(_F32X16, -86.0), _const(_F32X16, 0.0)
-    x = b.select(b.fcmp_ordered(">", x, low), x, low)
-    x = b.select(b.fcmp_ordered("<", x, high), x, high)
-    # 2^(i + f) is read off the bits of a float as 2^i (1 + f); the offset centres the error.
-    step, offset = _const(_F32X16, COARSE_STEP), _const(_F32X16, COARSE_OFFSET)
-    bits = _call(b, "llvm.fma.v16f32", _F32X16, x, step, offset)
-    return b.bitcast(b.fptosi(bits, _I32X16), _F32X16)
-
-
-@_op(f32x16, f32x16)
 def log(b: Any, x: Any) -> Any:
     """Natural logarithm to about 1e-7, for normal x >= 1."""
     bits = b.bitcast(x, _I32X16)
@@ -358,44 +341,6 @@ def mask_lanes(b: Any, x: Any, other: Any, low: Any, high: Any) -> Any:
     return b.select(inside, x, _splat(b, other))
 
 
-@_op(f32x16, f32x16, f32x16)
-def low_halves(b: Any, x: Any, y: Any) -> Any:
-    """Lanes 0-7 of x, then of y."""
-    return b.shuffle_vector(x, y, ir.Constant(_I32X16, [*range(8), *range(16, 24)]))
-
-
-@_op(f32x16, f32x16, f32x16)
-def high_halves(b: Any, x: Any, y: Any) -> Any:
-    """Lanes 8-15 of x, then of y."""
-    return b.shuffle_vector(x, y, ir.Constant(_I32X16, [*range(8, 16), *range(24, 32)]))
-
-
-@_op(f32x16, types.float32, types.float32)
-def splat_halves(b: Any, x: Any, y: Any) -> Any:
-    """x in lanes 0-7, y in lanes 8-15."""
-    halves = ir.Constant(_I32X16, [0] * 8 + [16] * 8)
-    return b.shuffle_vector(_splat(b, x), _splat(b, y), halves)
-
-
-@_op(f32x16, f32x16, types.float32, types.int32, types.int32, types.int32, types.int32)
-def mask_halves(b: Any, x: Any, other: Any, low0: Any, high0: Any, low1: Any, high1: Any) -> Any:
-    """x in the lanes low0 <= i < high0 of the first half and low1 <= i < high1 of the second,
-    each counted from 0; `other` elsewhere."""
-    lane = ir.Constant(_I32X16, [*range(8), *range(8)])
-    halves = ir.Constant(_I32X16, [0] * 8 + [16] * 8)
-    low = b.shuffle_vector(_splat(b, low0), _splat(b, low1), halves)
-    high = b.shuffle_vector(_splat(b, high0), _splat(b, high1), halves)
-    inside = b.and_(b.icmp_signed(">=", lane, low), b.icmp_signed("<", lane, high))
-    return b.select(inside, x, _splat(b, other))
-
-
-@_op(f32x16, f32x16, types.float32, f32x16)
-def where_above(b: Any, x: Any, limit: Any, value: Any) -> Any:
-    """value in the lanes where x > limit, 0 elsewhere."""
-    above = b.fcmp_ordered(">", x, _splat(b, limit))
-    return b.select(above, value, _const(_F32X16, 0.0))
-
-
 # --- integers and conversions -------------------------------------------------------------------
 
 
@@ -403,18 +348,6 @@ def where_above(b: Any, x: Any, limit: Any, value: Any) -> Any:
 def add_i32(b: Any, x: Any, y: Any) -> Any:
     """x + y."""
     return b.add(x, y)
-
-
-def _shift_right(bits: int) -> Any:
-    @_op(i32x16, i32x16)
-    def shift_right(b: Any, x: Any) -> Any:
-        """x / 2^bits, rounded down."""
-        return b.ashr(x, _const(_I32X16, bits))
-
-    return shift_right
-
-
-shift_right_2, shift_right_4, shift_right_6 = (_shift_right(n) for n in (2, 4, 6))
 
 
 @_op(f32x16, i32x16)

@@ -4,7 +4,21 @@ from typing import Any
 
 from numba.core import types
 
-from .simd import _F32, _I1, _I16, _I32, _I64, _call, _op, _splat, f32x16
+from .simd import (
+    _F32,
+    _F32X16,
+    _I1,
+    _I16,
+    _I32,
+    _I32X16,
+    _I64,
+    _call,
+    _const,
+    _op,
+    _splat,
+    f32x16,
+    i32x16,
+)
 
 
 def _mask(b: Any, bits: Any) -> Any:
@@ -39,3 +53,32 @@ def float_of_bits(b: Any, x: Any) -> Any:
 def bits_of_float(b: Any, x: Any) -> Any:
     """The bits of this float32."""
     return b.bitcast(x, _I32)
+
+
+def _shift_right(bits: int) -> Any:
+    @_op(i32x16, i32x16)
+    def shift_right(b: Any, x: Any) -> Any:
+        """x / 2^bits, rounded down."""
+        return b.ashr(x, _const(_I32X16, bits))
+
+    return shift_right
+
+
+shift_right_2, shift_right_4, shift_right_6 = (_shift_right(n) for n in (2, 4, 6))
+
+
+# `exp_coarse`: one octave of the exponent field, and the field of 2^-0.043.
+COARSE_STEP = 2.0**23 * 1.4426950408889634
+COARSE_OFFSET = 2.0**23 * (127 - 0.043)
+
+
+@_op(f32x16, f32x16)
+def exp_coarse(b: Any, x: Any) -> Any:
+    """e^x to 3 %, by straight lines between powers of two; x is held to -86..0."""
+    low, high = _const(_F32X16, -86.0), _const(_F32X16, 0.0)
+    x = b.select(b.fcmp_ordered(">", x, low), x, low)
+    x = b.select(b.fcmp_ordered("<", x, high), x, high)
+    # 2^(i + f) is read off the bits of a float as 2^i (1 + f); the offset centres the error.
+    step, offset = _const(_F32X16, COARSE_STEP), _const(_F32X16, COARSE_OFFSET)
+    bits = _call(b, "llvm.fma.v16f32", _F32X16, x, step, offset)
+    return b.bitcast(b.fptosi(bits, _I32X16), _F32X16)

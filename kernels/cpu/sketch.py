@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from .simd import (
     absolute,
     add,
-    exp_coarse,
     load_f32,
     load_scalar_f32,
     log,
@@ -35,7 +34,7 @@ from .simd import (
     store_scalar_u8,
     sub,
 )
-from .simd_bits import bits_of_float, float_of_bits
+from .simd_bits import bits_of_float, exp_coarse, float_of_bits
 from .target import has_byte_tables
 
 if has_byte_tables():

@@ -20,9 +20,6 @@ from .simd import (
     reduce_add_i32,
     reduce_max,
     round_to_i32,
-    shift_right_2,
-    shift_right_4,
-    shift_right_6,
     splat_f32,
     splat_i32,
     store_as_i8,
@@ -31,6 +28,7 @@ from .simd import (
     sub,
     to_f32,
 )
+from .simd_bits import shift_right_2, shift_right_4, shift_right_6
 from .simd_bytes import bit_pair_0, bit_pair_2, bit_pair_4, bit_pair_6, dot_u8i8
 from .simd_half import load_u4m4
 

@@ -16,6 +16,7 @@ from hga.kernels.cpu import (
     routing,
     scratch,
     simd,
+    simd_bits,
     simd_bytes,
     simd_half,
     sketch,
@@ -220,7 +221,7 @@ def exp(x):
 @njit
 def _exp_coarse(x, n, out):
     for i in range(0, n, 16):
-        simd.store_f32(out + 4 * i, simd.exp_coarse(simd.load_f32(x + 4 * i)))
+        simd.store_f32(out + 4 * i, simd_bits.exp_coarse(simd.load_f32(x + 4 * i)))
 
 
 def exp_coarse(x):
