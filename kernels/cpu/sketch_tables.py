@@ -20,6 +20,7 @@ from .simd import (
     load_u8,
     maximum,
     mul,
+    prefetch,
     reduce_max,
     round_to_i32,
     splat_f32,
@@ -80,6 +81,8 @@ def estimate4(
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero
     for j in range(0, 4 * head_dim, 64):
         v, o = load_u8(codes + j), 2 * j
+        # The same keys of the next block: the scan is a stream.
+        prefetch(codes + j + (32 * head_dim + 128))
         low, high = low_places(v), high_places(v)
         a0, b0 = add_bytes(a0, look_up(q0 + o, low)), add_bytes(b0, look_up(q0 + o + 64, high))
         a1, b1 = add_bytes(a1, look_up(q1 + o, low)), add_bytes(b1, look_up(q1 + o + 64, high))
