@@ -32,6 +32,8 @@ class Geometry:
     """Byte sizes of a model's KV store."""
 
     layers: tuple[LayerShape, ...]
+    # Per dimension of a key: 2, or 1 for half the index.
+    sketch_bits: int = 2
 
     def record_bytes(self, layer: int) -> int:
         """One group of 8 tokens of one KV head, keys and values."""
@@ -57,7 +59,7 @@ class Geometry:
     def sketch_head_bytes(self, layer: int, n_tokens: int) -> int:
         """Key sketches of one KV head for n_tokens, in whole blocks (kernels/cpu/sketch.py)."""
         blocks = -(-n_tokens // BLOCK_TOKENS)
-        return blocks * BLOCK_TOKENS * (self.layers[layer].head_dim // 4 + 1)
+        return blocks * BLOCK_TOKENS * (self.layers[layer].head_dim * self.sketch_bits // 8 + 1)
 
     def summary_head_bytes(self, layer: int, n_tokens: int) -> int:
         """Summaries of the published rule of one KV head (kernels/cpu/published.py)."""

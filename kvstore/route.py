@@ -2,8 +2,8 @@
 
 Always read: the sink tokens at the start and the local window at the end. Between them the groups
 of 8 tokens with the largest share of the attention mass, as key sketches estimate it, are chosen
-per KV head: up to the budget, or as many as it takes to leave little mass unread
-(kernels/cpu/layer_route.py; docs/method.md). A context within the budget is read whole.
+per KV head: as many as the budget says, or all that have a share worth reading (`auto`;
+kernels/cpu/layer_route.py, docs/method.md). A context within the budget is read whole.
 """
 
 import re

@@ -10,10 +10,11 @@ class BudgetError(MemoryError):
 
 @dataclass(frozen=True, slots=True)
 class BillLine:
-    """One item of the bill."""
+    """One item of the bill; `by_context` grows with --ctx."""
 
     name: str
     n_bytes: int
+    by_context: bool = False
 
 
 def total(bill: Sequence[BillLine]) -> int:
@@ -25,8 +26,10 @@ def check(bill: Sequence[BillLine], mem: int | None) -> None:
     """BudgetError listing every line if the bill exceeds mem bytes (None: no limit)."""
     if mem is None or total(bill) <= mem:
         return
+    fixed = sum(line.n_bytes for line in bill if not line.by_context)
+    help_ = "a smaller --ctx needs less" if fixed < mem else "no --ctx is small enough"
     lines = ", ".join(f"{line.name} {line.n_bytes / 2**20:.0f} MiB" for line in bill)
     raise BudgetError(
         f"{total(bill) / 2**20:.0f} MiB are needed, --mem allows {mem / 2**20:.0f} MiB: {lines}"
-        " (a smaller --ctx needs less)"
+        f" ({help_})"
     )

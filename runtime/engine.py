@@ -70,7 +70,8 @@ class Engine:
                 tuple(
                     LayerShape(a.n_kv_heads, padded_head_dim(a.head_dim), routed=a.window == 0)
                     for a in (layer.attention for layer in self.plan.layers)
-                )
+                ),
+                options.sketch_bits,
             )
             self._note_small_budget()
             self._tokenizer: Tokenizer | None = None
@@ -107,7 +108,9 @@ class Engine:
         self._backend = ops.open_cpu(cache_dir / "kernels", self.options.threads, report=report)
         self.notices += self._backend.notices
         try:
-            self.forward_pass = ForwardPass(self.weights, self._backend, self.ctx)
+            self.forward_pass = ForwardPass(
+                self.weights, self._backend, self.ctx, self.options.sketch_bits
+            )
         except BaseException:
             self._backend.close()
             raise
@@ -161,8 +164,8 @@ class Engine:
         chunks = -(-self.ctx // 64)
         return [
             budget.BillLine("weights", weights),
-            budget.BillLine("keys and values", chunks * self.geometry.chunk_bytes),
-            budget.BillLine("key sketches", self.geometry.sketch_bytes(self.ctx)),
+            budget.BillLine("keys and values", chunks * self.geometry.chunk_bytes, True),
+            budget.BillLine("key sketches", self.geometry.sketch_bytes(self.ctx), True),
             budget.BillLine("runtime and scratch", _RUNTIME_BYTES),
         ]
 

@@ -59,7 +59,7 @@ class _Buffers:
 class ForwardPass:
     """Runs tokens through the model; the caller says where their keys and values go."""
 
-    def __init__(self, weights: Weights, backend: Backend, ctx: int) -> None:
+    def __init__(self, weights: Weights, backend: Backend, ctx: int, sketch_bits: int = 2) -> None:
         self._backend = backend
         self._weights = weights
         plan = weights.plan
@@ -73,6 +73,7 @@ class ForwardPass:
         self._logit_rows = 1
         self._call: NDArray[Any] = np.zeros(1, CALL)
         self._allocate(ctx)
+        self._call[0]["sketch_bits"] = sketch_bits
 
     @property
     def scratch_bytes(self) -> int:

@@ -81,7 +81,8 @@ class Options:
     the compute threads (None: the machine's cores), `mem` the byte budget for weights, KV, indices
     and scratch together (None: no limit), `attention` how single tokens attend (hga,
     hga-paper or dense), `budget` what `parse_budget` takes,
-    and `prefill` how prompts attend (exact or hga).
+    `prefill` how prompts attend (exact or hga), and `sketch_bits` the bits per dimension of the
+    sketches that routing reads (2, or 1 for half the index at some loss).
     Raises OptionError on a value that this version cannot honour.
     """
 
@@ -92,6 +93,7 @@ class Options:
     mem: int | None = None
     device: str = "cpu"
     prefill: str = "exact"
+    sketch_bits: int = 2
 
     def __post_init__(self) -> None:
         for name, value in (("ctx", self.ctx), ("threads", self.threads), ("mem", self.mem)):
@@ -100,4 +102,6 @@ class Options:
         require_available("attention", self.attention)
         require_available("device", self.device)
         require_available("prefill", self.prefill)
+        if self.sketch_bits not in (1, 2):
+            raise OptionError(f"sketch_bits is {self.sketch_bits}: expected 1 or 2")
         parse_budget(self.budget)

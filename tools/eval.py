@@ -182,6 +182,7 @@ def _open(
         attention="dense",
         mem=values.mem,
         device=values.device,
+        sketch_bits=values.sketch_bits,
     )
     return open_engine(model, options, values, status)
 

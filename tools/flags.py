@@ -176,8 +176,14 @@ PREFILL = Flag(
     "thousand tokens on (default: exact)", "HOW", "model", default="exact",
 )  # fmt: skip
 
+SKETCH_BITS = Flag(
+    "sketch_bits", ("--sketch-bits",), whole(1, 2),
+    "bits per dimension of the index that routes: 2, or 1 for half of it, coarser (default: 2)",
+    "N", "model", default=2,
+)  # fmt: skip
+
 RUN = (
-    *ENGINE, ATTENTION, BUDGET, PREFILL,
+    *ENGINE, ATTENTION, BUDGET, PREFILL, SKETCH_BITS,
     Flag("prompt", ("-p", "--prompt"), parse_text, "answer TEXT once and exit", "TEXT", "input",
          excludes=("file",)),
     Flag("file", ("-f", "--file"), parse_text,
@@ -205,7 +211,7 @@ PACK = (
 INSPECT = (JSON, *OUTPUT)
 VERIFY = OUTPUT
 
-_EVAL_ENGINE = (MODEL, THREADS, MEM, DEVICE, GEMMA)
+_EVAL_ENGINE = (MODEL, THREADS, MEM, DEVICE, GEMMA, SKETCH_BITS)
 
 
 def _lengths(about: str) -> Flag:
@@ -306,7 +312,7 @@ EVAL_RULER = (
 
 _counts = list_of(whole(0, 1 << 30))
 BENCH = (
-    MODEL, THREADS, MEM, DEVICE, GEMMA, ATTENTION, BUDGET, PREFILL,
+    MODEL, THREADS, MEM, DEVICE, GEMMA, ATTENTION, BUDGET, PREFILL, SKETCH_BITS,
     Flag("n_prompt", ("-p", "--n-prompt"), _counts, "tokens to prefill (default: 512)", "N,N",
          "tests", default=(512,)),
     Flag("n_gen", ("-n", "--n-gen"), whole(0, 1 << 30), "tokens to decode (default: 128)", "N",

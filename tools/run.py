@@ -70,6 +70,7 @@ def engine_options(values: argparse.Namespace) -> "Options":
         mem=values.mem,
         device=values.device,
         prefill=getattr(values, "prefill", "exact"),
+        sketch_bits=values.sketch_bits,
     )
 
 

@@ -29,13 +29,14 @@ def _pool_sample(c: Any, layer: Any, t: Any, h: Any, queries: Any, scores: Any, 
     for r in range(rows):
         q = c.q + 4 * d * (layer.n_heads * t + rows * h + r)
         sketch.rotate(q, d, spare)
-        sketch.write_query(spare, d, queries + c.query_bytes * r)
-    sketches, size = layer.sketches + h * layer.head_bytes, sketch.block_bytes(d)
+        sketch.write_query(spare, d, c.sketch_bits, queries + c.query_bytes * r)
+    sketches, size = layer.sketches + h * layer.head_bytes, sketch.block_bytes(d, c.sketch_bits)
     for block in range((n_tokens + sketch.BLOCK_TOKENS - 1) // sketch.BLOCK_TOKENS):
         sketch.score_block(
             sketches + block * size,
             n_tokens - sketch.BLOCK_TOKENS * block,
             d,
+            c.sketch_bits,
             queries,
             c.query_bytes,
             rows,

@@ -75,9 +75,9 @@ def rotate_and_append(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> 
             att.append(layer.pages, position, h, d, k, v)
             if layer.sketches != 0:
                 block = layer.sketches + h * layer.head_bytes
-                block += position // sketch.BLOCK_TOKENS * sketch.block_bytes(d)
+                block += position // sketch.BLOCK_TOKENS * sketch.block_bytes(d, c.sketch_bits)
                 sketch.rotate(k, d, private)
-                sketch.write_key(block, position % sketch.BLOCK_TOKENS, private, d)
+                sketch.write_key(block, position % sketch.BLOCK_TOKENS, private, d, c.sketch_bits)
 
 
 @njit(**JIT)

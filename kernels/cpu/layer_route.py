@@ -25,7 +25,7 @@ def _turn_queries(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> None
     d = layer.head_dim
     for h in range(thread, layer.n_heads, n):
         sketch.rotate(c.q + 4 * d * h, d, private)
-        sketch.write_query(private, d, c.queries + c.query_bytes * h)
+        sketch.write_query(private, d, c.sketch_bits, c.queries + c.query_bytes * h)
 
 
 @njit(**JIT)
@@ -60,7 +60,7 @@ def _blocks(n_tokens: Any) -> Any:
 def _scan(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> None:
     """Estimated log masses of all groups for every query head, to c.scores."""
     d, n_tokens, rows = layer.head_dim, c.position + 1, layer.n_heads // layer.n_kv_heads
-    n_blocks, size = _blocks(n_tokens), sketch.block_bytes(d)
+    n_blocks, size = _blocks(n_tokens), sketch.block_bytes(d, c.sketch_bits)
     i0, i1 = share(layer.n_kv_heads * n_blocks, thread, n)
     for item in range(i0, i1):
         h, block = item // n_blocks, item % n_blocks
@@ -68,6 +68,7 @@ def _scan(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> None:
             layer.sketches + h * layer.head_bytes + block * size,
             n_tokens - sketch.BLOCK_TOKENS * block,
             d,
+            c.sketch_bits,
             c.queries + c.query_bytes * rows * h,
             c.query_bytes,
             rows,

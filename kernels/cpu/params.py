@@ -51,6 +51,8 @@ CALL = np.dtype(
     # routing of a single token (kernels/cpu/layer_route.py): rule (0: none), groups always read at
     # the start and at the end, fewest and most groups chosen between them
     + _fields(_I, "rule n_sinks n_window n_least n_most")
+    # bits per dimension of key sketches, 1 or 2
+    + _fields(_I, "sketch_bits")
     # published rule: chunks opened, chunks summed up before this call; cos and sin of turns by
     # -63..63 positions: float32 [n_ropes][127][half], turn_bytes per RoPE
     + _fields(_I, "n_chunks summed_chunks turn_cos turn_sin turn_bytes")

@@ -69,6 +69,19 @@ def _bit_pair(shift: int) -> Any:
 bit_pair_0, bit_pair_2, bit_pair_4, bit_pair_6 = (_bit_pair(s) for s in (0, 2, 4, 6))
 
 
+def _bit(place: int) -> Any:
+    @_op(u8x64, u8x64)
+    def bit(b: Any, v: Any) -> Any:
+        """One bit of each byte, as 0 or 1."""
+        moved = b.lshr(b.bitcast(v, _I32X16), _const(_I32X16, place))
+        return b.and_(b.bitcast(moved, _U8X64), _const(_U8X64, 1))
+
+    return bit
+
+
+bit_0, bit_1, bit_2, bit_3, bit_4, bit_5, bit_6, bit_7 = (_bit(i) for i in range(8))
+
+
 @_op(u8x64, u8x64, _address)
 def or_fifth_bits(b: Any, nibbles: Any, p: Any) -> Any:
     """nibbles plus 16 where the bit of the 64-bit word at p is set (bit i belongs to byte i)."""

@@ -35,6 +35,18 @@ def outer_codes(b: Any) -> Any:
     return ir.Constant(_F32X16, [_GRID[i // 4] for i in range(16)])
 
 
+def _bit_signs(bit: int) -> Any:
+    @_op(f32x16)
+    def bit_signs(b: Any) -> Any:
+        """1 where a bit of 0..15 is set, -1 where it is not."""
+        return ir.Constant(_F32X16, [1.0 if i >> bit & 1 else -1.0 for i in range(16)])
+
+    return bit_signs
+
+
+bit_signs_0, bit_signs_1, bit_signs_2, bit_signs_3 = (_bit_signs(i) for i in range(4))
+
+
 def _places(shift: int) -> Any:
     @_op(u8x64, u8x64)
     def places(b: Any, v: Any) -> Any:

@@ -1,12 +1,12 @@
-"""Key sketches: two bits per dimension of every rotated key, and the scores they estimate.
+"""Key sketches: two bits per dimension of every rotated key, or one, and the scores they estimate.
 
 A key k is turned by a fixed orthogonal matrix R (signs, then Walsh-Hadamard), which spreads it over
-all dimensions; y = R k is stored on the grid {-1.5, -0.5, 0.5, 1.5} x 1.25 mean|y| (the family of
-RaBitQ, arXiv 2405.12497; the choice is measured in docs/routing-arms.md). q.k is then estimated
-from R q by tables (sketch_tables.py) or by products of codes (sketch_codes.py). A block holds 128
-tokens of one KV head, 16 groups of 8, one group to a lane:
+all dimensions; y = R k is stored on the grid {-1.5, -0.5, 0.5, 1.5} x 1.25 mean|y|, or by its signs
+(the family of RaBitQ, arXiv 2405.12497; the choice is measured in docs/routing-arms.md). q.k is
+then estimated from R q by tables (sketch_tables.py) or by products of codes (sketch_codes.py). A
+block holds 128 tokens of one KV head, 16 groups of 8, one group to a lane:
     codes   uint32 [8 i][D/16 j][16 groups] of the i-th tokens of the groups: dimension
-            16 j + 4 s + b at bits 8 b + 2 s
+            16 j + 4 s + b at bits 8 b + 2 s; or [8 i][D/32 j]…, 32 j + 4 s + b at bit 8 b + s
     scales  uint8 [8 i][16 groups], four bits of exponent and four of fraction (simd_half.py)
 """
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from .simd import (
     absolute,
     add,
+    fma,
     load_f32,
     load_scalar_f32,
     log,
@@ -66,9 +67,15 @@ SIGNS = _random_signs()
 
 
 @njit(**JIT)
-def block_bytes(head_dim: Any) -> Any:
+def row_bytes(head_dim: Any, bits: Any) -> Any:
+    """Bytes of the codes of 16 keys, one of every group of a block."""
+    return 2 * head_dim * bits
+
+
+@njit(**JIT)
+def block_bytes(head_dim: Any, bits: Any) -> Any:
     """Bytes of the sketches of 128 tokens of a KV head."""
-    return 32 * head_dim + BLOCK_TOKENS
+    return GROUP_TOKENS * row_bytes(head_dim, bits) + BLOCK_TOKENS
 
 
 def query_bytes(head_dim: int) -> int:
@@ -112,25 +119,34 @@ def _scale_code(scale: Any) -> Any:
 
 
 @njit(**JIT)
-def write_key(block: Any, token: Any, y: Any, head_dim: Any) -> None:
+def write_key(block: Any, token: Any, y: Any, head_dim: Any, bits: Any) -> None:
     """Store the sketch of a turned key y (float32 [D]) as token 0..127 of a block."""
-    total = splat_f32(np.float32(0))
+    total = square = splat_f32(np.float32(0))
     for i in range(0, 4 * head_dim, 64):
-        total = add(total, absolute(load_f32(y + i)))
-    byte = _scale_code(STEP * reduce_add(total) / np.float32(head_dim))
+        v = load_f32(y + i)
+        total, square = add(total, absolute(v)), fma(v, v, square)
+    sum_abs = reduce_add(total)
+    scale = STEP * sum_abs / np.float32(head_dim)
+    if bits == 1:
+        # With this length the signs have the right product with the key itself.
+        scale = reduce_add(square) / sum_abs if sum_abs > 0 else np.float32(0)
+    byte = _scale_code(scale)
     inverse = np.float32(0)
     if byte > 0:
         inverse = np.float32(1) / float_of_bits(np.int32((byte << 19) + (119 << 23)))
-    lane, i = token >> 3, token & 7
-    codes = block + 4 * head_dim * i + 4 * lane
-    for j in range(head_dim // 16):
+    lane, i, row = token >> 3, token & 7, row_bytes(head_dim, bits)
+    codes, per_word = block + row * i + 4 * lane, 32 // bits
+    for j in range(head_dim // per_word):
         word = np.uint32(0)
-        for d in range(16):
-            value = math.floor(load_scalar_f32(y + 64 * j + 4 * d) * inverse)
-            code = np.uint32(min(max(value + 2, 0), 3))
-            word |= code << np.uint32(8 * (d & 3) + 2 * (d >> 2))
+        for d in range(per_word):
+            value = load_scalar_f32(y + 4 * (per_word * j + d))
+            if bits == 1:
+                code = np.uint32(1) if value >= 0 else np.uint32(0)
+            else:
+                code = np.uint32(min(max(math.floor(value * inverse) + 2, 0), 3))
+            word |= code << np.uint32(8 * (d & 3) + bits * (d >> 2))
         store_scalar_i32(codes + 64 * j, np.int32(word))
-    store_scalar_u8(block + 32 * head_dim + BLOCK_GROUPS * i + lane, byte)
+    store_scalar_u8(block + GROUP_TOKENS * row + BLOCK_GROUPS * i + lane, byte)
 
 
 @njit(**JIT)
@@ -151,6 +167,7 @@ def score_block(
     block: Any,
     n_tokens: Any,
     head_dim: Any,
+    bits: Any,
     q: Any,
     q_step: Any,
     n_rows: Any,
@@ -164,12 +181,12 @@ def score_block(
     without any gets about -1e30. Writes float32 [16] at out, out_row bytes further for every next
     row. spare: scratch of 2048 bytes.
     """
-    last = n_rows - 1
+    last, row = n_rows - 1, row_bytes(head_dim, bits)
     for r in range(0, n_rows, 4):
         q0, q1 = q + r * q_step, q + min(r + 1, last) * q_step
         q2, q3 = q + min(r + 2, last) * q_step, q + min(r + 3, last) * q_step
         for i in range(GROUP_TOKENS):
-            estimate4(block, i, head_dim, q0, q1, q2, q3, spare + 64 * i)
+            estimate4(block, i, row, bits, q0, q1, q2, q3, spare + 64 * i)
         if n_tokens < BLOCK_TOKENS:
             for i in range(4 * GROUP_TOKENS):
                 seen = np.int32((n_tokens - (i & 7) + 7) >> 3)

@@ -1,4 +1,4 @@
-"""Products of sketches by codes: a query as int8, multiplied with the two-bit codes of keys.
+"""Products of sketches by codes: a query as int8, multiplied with the codes of keys.
 
 The portable way, beside sketch_tables.py; the layout of keys is that of sketch.py.
 """
@@ -29,15 +29,30 @@ from .simd import (
     to_f32,
 )
 from .simd_bits import shift_right_2, shift_right_4, shift_right_6
-from .simd_bytes import bit_pair_0, bit_pair_2, bit_pair_4, bit_pair_6, dot_u8i8
+from .simd_bytes import (
+    bit_0,
+    bit_1,
+    bit_2,
+    bit_3,
+    bit_4,
+    bit_5,
+    bit_6,
+    bit_7,
+    bit_pair_0,
+    bit_pair_2,
+    bit_pair_4,
+    bit_pair_6,
+    dot_u8i8,
+)
 from .simd_half import load_u4m4
 
 JIT = {"nogil": True, "error_model": "numpy"}
 
 
 @njit(**JIT)
-def write_query(y: Any, head_dim: Any, out: Any) -> None:
-    """int8 codes [D] of a turned query, then float32 scale and 1.5 times the sum of the codes."""
+def write_query(y: Any, head_dim: Any, bits: Any, out: Any) -> None:
+    """float32 scale and centre (what the codes' smallest values add) of a turned query y (float32
+    [D]), then from byte 64 on its int8 codes [D]."""
     top = splat_f32(np.float32(0))
     for i in range(0, 4 * head_dim, 64):
         top = maximum(absolute(load_f32(y + i)), top)
@@ -46,56 +61,70 @@ def write_query(y: Any, head_dim: Any, out: Any) -> None:
     total = 0
     for i in range(0, head_dim, 16):
         codes = round_to_i32(mul(load_f32(y + 4 * i), inverse))
-        store_as_i8(out + i, codes)
+        store_as_i8(out + 64 + i, codes)
         total += reduce_add_i32(codes)
-    store_scalar_f32(out + head_dim, scale)
-    store_scalar_f32(out + head_dim + 4, np.float32(1.5) * np.float32(total))
+    # One bit says -1 or 1, a step of 2; two bits -1.5 to 1.5 in steps of 1.
+    step, centre = (
+        (np.float32(2), np.float32(0.5)) if bits == 1 else (np.float32(1), np.float32(1.5))
+    )
+    store_scalar_f32(out, scale * step)
+    store_scalar_f32(out + 4, centre * np.float32(total))
 
 
 @njit(**JIT)
-def _estimate(a: Any, b: Any, c: Any, d: Any, q: Any, head_dim: Any, scales: Any) -> Any:
-    """Estimated q.k of 16 keys from the products of their codes, which stand at bits 0, 2, 4, 6."""
-    dot = add_i32(add_i32(a, shift_right_2(b)), add_i32(shift_right_4(c), shift_right_6(d)))
-    centred = sub(to_f32(dot), splat_f32(load_scalar_f32(q + head_dim + 4)))
-    return mul(centred, mul(scales, splat_f32(load_scalar_f32(q + head_dim))))
+def _store(dot: Any, q: Any, scales: Any, out: Any) -> None:
+    centred = sub(to_f32(dot), splat_f32(load_scalar_f32(q + 4)))
+    store_f32(out, mul(centred, mul(scales, splat_f32(load_scalar_f32(q)))))
+
+
+@njit(**JIT)
+def _two_bits(codes: Any, row: Any, q: Any) -> Any:
+    """Products of 16 keys' codes of two bits with a query."""
+    # The codes are multiplied where they stand in their bytes; a sum for each place.
+    a = b = c = d = splat_i32(np.int32(0))
+    for j in range(row // 64):
+        v, o = load_u8(codes + 64 * j), q + 64 + 16 * j
+        a = dot_u8i8(a, bit_pair_0(v), load_splat_i32(o))
+        b = dot_u8i8(b, bit_pair_2(v), load_splat_i32(o + 4))
+        c = dot_u8i8(c, bit_pair_4(v), load_splat_i32(o + 8))
+        d = dot_u8i8(d, bit_pair_6(v), load_splat_i32(o + 12))
+    return add_i32(add_i32(a, shift_right_2(b)), add_i32(shift_right_4(c), shift_right_6(d)))
+
+
+@njit(**JIT)
+def _one_bit(codes: Any, row: Any, q: Any) -> Any:
+    """Products of 16 keys' codes of one bit with a query."""
+    a = b = splat_i32(np.int32(0))
+    for j in range(row // 64):
+        v, o = load_u8(codes + 64 * j), q + 64 + 32 * j
+        a = dot_u8i8(a, bit_0(v), load_splat_i32(o))
+        b = dot_u8i8(b, bit_1(v), load_splat_i32(o + 4))
+        a = dot_u8i8(a, bit_2(v), load_splat_i32(o + 8))
+        b = dot_u8i8(b, bit_3(v), load_splat_i32(o + 12))
+        a = dot_u8i8(a, bit_4(v), load_splat_i32(o + 16))
+        b = dot_u8i8(b, bit_5(v), load_splat_i32(o + 20))
+        a = dot_u8i8(a, bit_6(v), load_splat_i32(o + 24))
+        b = dot_u8i8(b, bit_7(v), load_splat_i32(o + 28))
+    return add_i32(a, b)
 
 
 @njit(**JIT)
 def estimate4(
-    block: Any, i: Any, head_dim: Any, q0: Any, q1: Any, q2: Any, q3: Any, out: Any
+    block: Any, i: Any, row: Any, bits: Any, q0: Any, q1: Any, q2: Any, q3: Any, out: Any
 ) -> None:
     """Estimated q.k of the i-th keys of a block's groups for four queries (from `write_query`).
 
-    Writes float32 [16 groups] at out, 512 bytes further for every next query.
+    row: bytes of the codes of 16 keys. Writes float32 [16 groups] at out, 512 bytes further for
+    every next query.
     """
-    codes, zero = block + 4 * head_dim * i, splat_i32(np.int32(0))
-    # The codes are multiplied where they stand in their bytes; a sum for each place.
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero
-    c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = zero
-    for j in range(head_dim // 16):
-        v, o = load_u8(codes + 64 * j), 16 * j
-        u = bit_pair_0(v)
-        a0 = dot_u8i8(a0, u, load_splat_i32(q0 + o))
-        b0 = dot_u8i8(b0, u, load_splat_i32(q1 + o))
-        c0 = dot_u8i8(c0, u, load_splat_i32(q2 + o))
-        d0 = dot_u8i8(d0, u, load_splat_i32(q3 + o))
-        u = bit_pair_2(v)
-        a1 = dot_u8i8(a1, u, load_splat_i32(q0 + o + 4))
-        b1 = dot_u8i8(b1, u, load_splat_i32(q1 + o + 4))
-        c1 = dot_u8i8(c1, u, load_splat_i32(q2 + o + 4))
-        d1 = dot_u8i8(d1, u, load_splat_i32(q3 + o + 4))
-        u = bit_pair_4(v)
-        a2 = dot_u8i8(a2, u, load_splat_i32(q0 + o + 8))
-        b2 = dot_u8i8(b2, u, load_splat_i32(q1 + o + 8))
-        c2 = dot_u8i8(c2, u, load_splat_i32(q2 + o + 8))
-        d2 = dot_u8i8(d2, u, load_splat_i32(q3 + o + 8))
-        u = bit_pair_6(v)
-        a3 = dot_u8i8(a3, u, load_splat_i32(q0 + o + 12))
-        b3 = dot_u8i8(b3, u, load_splat_i32(q1 + o + 12))
-        c3 = dot_u8i8(c3, u, load_splat_i32(q2 + o + 12))
-        d3 = dot_u8i8(d3, u, load_splat_i32(q3 + o + 12))
-    scales = load_u4m4(block + 32 * head_dim + 16 * i)
-    store_f32(out, _estimate(a0, a1, a2, a3, q0, head_dim, scales))
-    store_f32(out + 512, _estimate(b0, b1, b2, b3, q1, head_dim, scales))
-    store_f32(out + 1024, _estimate(c0, c1, c2, c3, q2, head_dim, scales))
-    store_f32(out + 1536, _estimate(d0, d1, d2, d3, q3, head_dim, scales))
+    codes, scales = block + row * i, load_u4m4(block + 8 * row + 16 * i)
+    if bits == 1:
+        _store(_one_bit(codes, row, q0), q0, scales, out)
+        _store(_one_bit(codes, row, q1), q1, scales, out + 512)
+        _store(_one_bit(codes, row, q2), q2, scales, out + 1024)
+        _store(_one_bit(codes, row, q3), q3, scales, out + 1536)
+    else:
+        _store(_two_bits(codes, row, q0), q0, scales, out)
+        _store(_two_bits(codes, row, q1), q1, scales, out + 512)
+        _store(_two_bits(codes, row, q2), q2, scales, out + 1024)
+        _store(_two_bits(codes, row, q3), q3, scales, out + 1536)

@@ -1,9 +1,9 @@
-"""Products of sketches by tables: what every pair of two-bit codes adds to q.k, looked up.
+"""Products of sketches by tables: what every four bits of codes add to q.k, looked up.
 
-Four bits of a byte of codes stand for two dimensions; one instruction (vpermb) looks up 64 of them
-at a time, each of a lane's four bytes in a table of its own, and another adds the four. It needs
-AVX-512 VBMI and is twice as fast as products (sketch_codes.py). The layout of keys is that of
-sketch.py.
+Four bits of a byte of codes stand for two dimensions, or for four of one bit; one instruction
+(vpermb) looks up 64 of them at a time, each of a lane's four bytes in a table of its own, and
+another adds the four. It needs AVX-512 VBMI; products (sketch_codes.py) do without. The layout of
+keys is that of sketch.py.
 """
 
 from typing import Any
@@ -31,65 +31,80 @@ from .simd import (
     to_f32,
 )
 from .simd_half import load_u4m4
-from .simd_tables import add_bytes, high_places, inner_codes, look_up, low_places, outer_codes
+from .simd_tables import (
+    add_bytes,
+    bit_signs_0,
+    bit_signs_1,
+    bit_signs_2,
+    bit_signs_3,
+    high_places,
+    inner_codes,
+    look_up,
+    low_places,
+    outer_codes,
+)
 
 JIT = {"nogil": True, "error_model": "numpy"}
 
-# The largest code, half a grid step from the centre.
-_LARGEST = np.float32(1.5)
-
 
 @njit(**JIT)
-def write_query(y: Any, head_dim: Any, out: Any) -> None:
-    """Tables int8 [D/16 j][2 halves][4 b][16] of a turned query y (float32 [D]), then the float32
-    value of a unit.
+def write_query(y: Any, head_dim: Any, bits: Any, out: Any) -> None:
+    """float32 value of a unit, then from byte 64 on tables int8 [2 bits D / 16][4 b][16] of a
+    turned query y (float32 [D]).
 
-    Entry c0 + 4 c1 of table (j, h, b) is what codes c0 of dimension d = 16 j + 8 h + b and c1 of
-    dimension d + 4 add.
+    Entry n of table (t, b) is what a nibble n of codes adds: of two dimensions 8 t + b and + 4 by
+    two bits each, or of four dimensions 16 t + b, + 4, + 8 and + 12 by one bit each.
     """
     top = splat_f32(np.float32(0))
     for i in range(0, 4 * head_dim, 64):
         top = maximum(absolute(load_f32(y + i)), top)
-    # Dimensions d and d + 4 together add at most this.
-    unit = np.float32(2) * _LARGEST * reduce_max(top) / np.float32(127)
+    # The dimensions of a table together add at most this.
+    most = np.float32(4) if bits == 1 else np.float32(3)
+    unit = most * reduce_max(top) / np.float32(127)
     inverse = np.float32(1) / unit if unit > 0 else np.float32(0)
-    for table in range(head_dim // 2):
-        d = y + 4 * (8 * (table >> 2) + (table & 3))
+    store_scalar_f32(out, unit)
+    step = 8 // bits
+    for table in range(head_dim * bits // 4):
+        d = y + 4 * (2 * step * (table >> 2) + (table & 3))
         first = splat_f32(load_scalar_f32(d) * inverse)
         second = splat_f32(load_scalar_f32(d + 16) * inverse)
-        entries = fma(first, inner_codes(), mul(second, outer_codes()))
-        store_as_i8(out + 16 * table, round_to_i32(entries))
-    store_scalar_f32(out + 8 * head_dim, unit)
+        if bits == 1:
+            entries = fma(first, bit_signs_0(), mul(second, bit_signs_1()))
+            entries = fma(splat_f32(load_scalar_f32(d + 32) * inverse), bit_signs_2(), entries)
+            entries = fma(splat_f32(load_scalar_f32(d + 48) * inverse), bit_signs_3(), entries)
+        else:
+            entries = fma(first, inner_codes(), mul(second, outer_codes()))
+        store_as_i8(out + 64 + 16 * table, round_to_i32(entries))
 
 
 @njit(**JIT)
-def _estimate(low: Any, high: Any, q: Any, head_dim: Any, scales: Any) -> Any:
-    units = mul(scales, splat_f32(load_scalar_f32(q + 8 * head_dim)))
-    return mul(to_f32(add_i32(low, high)), units)
+def _estimate(low: Any, high: Any, q: Any, scales: Any) -> Any:
+    return mul(to_f32(add_i32(low, high)), mul(scales, splat_f32(load_scalar_f32(q))))
 
 
 @njit(**JIT)
 def estimate4(
-    block: Any, i: Any, head_dim: Any, q0: Any, q1: Any, q2: Any, q3: Any, out: Any
+    block: Any, i: Any, row: Any, bits: Any, q0: Any, q1: Any, q2: Any, q3: Any, out: Any
 ) -> None:
     """Estimated q.k of the i-th keys of a block's groups for four queries (from `write_query`).
 
-    Writes float32 [16 groups] at out, 512 bytes further for every next query.
+    row: bytes of the codes of 16 keys. Writes float32 [16 groups] at out, 512 bytes further for
+    every next query.
     """
-    codes, zero = block + 4 * head_dim * i, splat_i32(np.int32(0))
+    codes, zero = block + row * i, splat_i32(np.int32(0))
     # Two sums a query: one alone waits for itself.
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero
-    for j in range(0, 4 * head_dim, 64):
-        v, o = load_u8(codes + j), 2 * j
+    for j in range(0, row, 64):
+        v, o = load_u8(codes + j), 64 + 2 * j
         # The same keys of the next block: the scan is a stream.
-        prefetch(codes + j + (32 * head_dim + 128))
+        prefetch(codes + j + (8 * row + 128))
         low, high = low_places(v), high_places(v)
         a0, b0 = add_bytes(a0, look_up(q0 + o, low)), add_bytes(b0, look_up(q0 + o + 64, high))
         a1, b1 = add_bytes(a1, look_up(q1 + o, low)), add_bytes(b1, look_up(q1 + o + 64, high))
         a2, b2 = add_bytes(a2, look_up(q2 + o, low)), add_bytes(b2, look_up(q2 + o + 64, high))
         a3, b3 = add_bytes(a3, look_up(q3 + o, low)), add_bytes(b3, look_up(q3 + o + 64, high))
-    scales = load_u4m4(block + 32 * head_dim + 16 * i)
-    store_f32(out, _estimate(a0, b0, q0, head_dim, scales))
-    store_f32(out + 512, _estimate(a1, b1, q1, head_dim, scales))
-    store_f32(out + 1024, _estimate(a2, b2, q2, head_dim, scales))
-    store_f32(out + 1536, _estimate(a3, b3, q3, head_dim, scales))
+    scales = load_u4m4(block + 8 * row + 16 * i)
+    store_f32(out, _estimate(a0, b0, q0, scales))
+    store_f32(out + 512, _estimate(a1, b1, q1, scales))
+    store_f32(out + 1024, _estimate(a2, b2, q2, scales))
+    store_f32(out + 1536, _estimate(a3, b3, q3, scales))

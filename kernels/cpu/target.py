@@ -46,12 +46,15 @@ def select(cache_root: Path, isa: str | None = None) -> tuple[Path, str | None]:
 
 
 def cache_key() -> str:
-    """Name of the kernel cache folder: kernel sources, library versions and processor."""
+    """Name of the kernel cache folder: kernel sources, where they lie, library versions and
+    processor."""
     from importlib.metadata import version
 
     from numba import config
 
-    digest = hashlib.blake2b(digest_size=8)
+    # Numba keeps the code of every copy of a source apart: so does the folder, so that an empty one
+    # tells that a compilation is ahead.
+    digest = hashlib.blake2b(str(Path(__file__).parent).encode(), digest_size=8)
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     cpu = config.CPU_NAME or ""

@@ -39,10 +39,15 @@ def round_scale(scale: F32) -> F32:
     return np.where(scale > 0, np.clip(rounded, 2.0**-7, 248.0), 0).astype(np.float32)
 
 
-def sketch_keys(k: F32) -> tuple[NDArray[np.int64], F32]:
-    """Codes 0..3 [..., D] and rounded scales [...] of rotated keys k [..., D]."""
+def sketch_keys(k: F32, bits: int = 2) -> tuple[NDArray[np.int64], F32]:
+    """Codes [..., D] (0..3, or 0 and 1) and rounded scales [...] of rotated keys k [..., D]."""
     y = rotate(k)
-    scale = round_scale((_STEP * np.abs(y).mean(-1)).astype(np.float32))
+    size = np.abs(y).sum(-1)
+    if bits == 1:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            length = np.where(size > 0, np.square(y).sum(-1) / size, 0)
+        return (y >= 0).astype(np.int64), round_scale(length.astype(np.float32))
+    scale = round_scale((_STEP * size / y.shape[-1]).astype(np.float32))
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = np.where(scale[..., None] > 0, y / scale[..., None], 0)
     return np.clip(np.floor(steps) + 2, 0, 3).astype(np.int64), scale
@@ -57,21 +62,22 @@ def sketch_query(q: F32) -> tuple[NDArray[np.int64], F32]:
     return codes.astype(np.int64), scale
 
 
-def estimates(q: F32, k: F32, tables: bool = True) -> NDArray[np.float64]:
-    """Estimated q.k [S] of a query q [D] (scaled) and keys k [S, D], by tables of pairs of
-    dimensions or by int8 codes of the query."""
-    codes, scales = sketch_keys(k)
-    grid = codes - 1.5
+def estimates(q: F32, k: F32, tables: bool = True, bits: int = 2) -> NDArray[np.float64]:
+    """Estimated q.k [S] of a query q [D] (scaled) and keys k [S, D], by tables of two dimensions
+    (four at one bit) or by int8 codes of the query."""
+    codes, scales = sketch_keys(k, bits)
+    grid = 2.0 * codes - 1 if bits == 1 else codes - 1.5
     if not tables:
         query, scale = sketch_query(q)
         return np.asarray(grid @ query * scales.astype(np.float64) * scale, np.float64)
-    y = rotate(q)
-    unit = np.float32(3) * np.abs(y).max() / np.float32(127)
+    y, per_table = rotate(q), 4 // bits
+    most = {1: 4, 2: 3}[bits]
+    unit = np.float32(most) * np.abs(y).max() / np.float32(127)
     with np.errstate(divide="ignore", invalid="ignore"):
         parts = grid * np.where(unit > 0, y / unit, 0)
-    # Dimensions d and d + 4 of every eight share a table, whose entries are whole numbers.
-    pairs = parts.reshape(len(k), -1, 2, 4).sum(2)
-    return np.asarray(np.rint(pairs).sum((1, 2)) * scales.astype(np.float64) * unit, np.float64)
+    # Dimensions d, d + 4, … share a table, whose entries are whole numbers.
+    sums = parts.reshape(len(k), -1, per_table, 4).sum(2)
+    return np.asarray(np.rint(sums).sum((1, 2)) * scales.astype(np.float64) * unit, np.float64)
 
 
 def group_masses(logits: NDArray[np.float64], group_tokens: int) -> NDArray[np.float64]:
@@ -85,13 +91,15 @@ def group_masses(logits: NDArray[np.float64], group_tokens: int) -> NDArray[np.f
     return out
 
 
-def log_masses(q: F32, k: F32, group_tokens: int, tables: bool = True) -> NDArray[np.float64]:
+def log_masses(
+    q: F32, k: F32, group_tokens: int, tables: bool = True, bits: int = 2
+) -> NDArray[np.float64]:
     """Estimated log mass [H, groups] of q [H, D] (scaled) over keys k [S, G, D].
 
     Query head h reads KV head h // (H / G).
     """
     rows = q.shape[0] // k.shape[1]
-    logits = [estimates(q[h], k[:, h // rows], tables) for h in range(len(q))]
+    logits = [estimates(q[h], k[:, h // rows], tables, bits) for h in range(len(q))]
     return group_masses(np.stack(logits), group_tokens)
 
 

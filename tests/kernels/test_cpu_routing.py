@@ -28,15 +28,17 @@ def test_rotation_is_orthogonal(cpu: ModuleType, head_dim: int) -> None:
     assert cases.error(matrix, reference.rotate(identity)) <= TOLERANCE["rotate"]
 
 
-def decode(blocks: np.ndarray, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
+def decode(blocks: np.ndarray, head_dim: int, bits: int = 2) -> tuple[np.ndarray, np.ndarray]:
     """Codes [blocks, 128, D] and scale bytes [blocks, 128], from the layout in sketch.py."""
-    n = len(blocks)
-    words = blocks[:, : 32 * head_dim].view("<u4").reshape(n, 8, head_dim // 16, 16)
+    n, per_word = len(blocks), 32 // bits
+    end = 16 * head_dim * bits
+    words = blocks[:, :end].view("<u4").reshape(n, 8, head_dim // per_word, 16)
     codes = np.zeros((n, 16, 8, head_dim), np.int64)
     for d in range(head_dim):
-        j, s, b = d // 16, d % 16 // 4, d % 4
-        codes[:, :, :, d] = (words[:, :, j] >> (8 * b + 2 * s) & 3).transpose(0, 2, 1)
-    scales = blocks[:, 32 * head_dim :].reshape(n, 8, 16).transpose(0, 2, 1)
+        j, s, b = d // per_word, d % per_word // 4, d % 4
+        field = words[:, :, j] >> (8 * b + bits * s) & (2**bits - 1)
+        codes[:, :, :, d] = field.transpose(0, 2, 1)
+    scales = blocks[:, end:].reshape(n, 8, 16).transpose(0, 2, 1)
     return codes.reshape(n, 128, head_dim), scales.reshape(n, 128)
 
 
@@ -46,13 +48,14 @@ def scale_values(codes: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_key_sketches(cpu: ModuleType, head_dim: int) -> None:
+@pytest.mark.parametrize("bits", [1, 2])
+def test_key_sketches(cpu: ModuleType, head_dim: int, bits: int) -> None:
     k, _ = cases.keys_and_values(AttentionCase(2, 2, head_dim, 150))
     k[::7] *= 30
-    blocks = cpu.sketch_keys(k)
-    expected_codes, expected_scales = reference.sketch_keys(k)
+    blocks = cpu.sketch_keys(k, bits)
+    expected_codes, expected_scales = reference.sketch_keys(k, bits)
     for head in range(2):
-        codes, scales = decode(blocks[head], head_dim)
+        codes, scales = decode(blocks[head], head_dim, bits)
         codes, scales = codes.reshape(-1, head_dim)[:150], scales.reshape(-1)[:150]
         found = scale_values(scales.astype(np.int64))
         # A scale, or a value, on the border of two cells may fall to either side.
@@ -60,7 +63,8 @@ def test_key_sketches(cpu: ModuleType, head_dim: int) -> None:
         same = found == expected_scales[:, head]
         assert same.mean() >= 0.98
         assert (codes != expected_codes[:, head])[same].mean() <= 1e-3
-    assert (decode(blocks[:, 1], head_dim)[0][:, 22:] == 3).all(), "a token wrote into another's"
+    rest = decode(blocks[:, 1], head_dim, bits)[0][:, 22:]
+    assert (rest == 2**bits - 1).all(), "a token wrote into another's"
 
 
 def test_scales_are_rounded_to_the_nearest(cpu: ModuleType) -> None:
@@ -84,12 +88,14 @@ def test_sketches_of_zeros_and_of_huge_keys_are_finite(cpu: ModuleType) -> None:
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("rows", [1, 3, 4, 9])
-def test_log_masses(cpu: ModuleType, head_dim: int, rows: int) -> None:
+@pytest.mark.parametrize("bits", [1, 2])
+def test_log_masses(cpu: ModuleType, head_dim: int, rows: int, bits: int) -> None:
     case = RouteCase(rows, 1, head_dim, 300, 1)
     k, _ = cases.keys_and_values(case)
     q = cases.queries(case, 1)[0]
-    got = cpu.log_masses(cpu.sketch_keys(k)[0], 300, cpu.sketch_queries(q))
-    expected = reference.log_masses(q, k, 8, cpu.BYTE_TABLES)
+    blocks = cpu.sketch_keys(k, bits)[0]
+    got = cpu.log_masses(blocks, 300, cpu.sketch_queries(q, bits), bits)
+    expected = reference.log_masses(q, k, 8, cpu.BYTE_TABLES, bits)
     off = np.abs(got[:, :38] - expected)
     # One key's code on a border moves its group's mass a little.
     assert np.median(off) <= 1e-5 and off.max() <= 0.05

@@ -33,6 +33,8 @@ def test_sizes_of_a_known_model() -> None:
 def test_sketches_take_less_than_a_fourteenth_of_keys_and_values(head_dim: int) -> None:
     geometry = Geometry((LayerShape(1, head_dim, routed=True),))
     assert geometry.sketch_bytes(1 << 16) <= 0.07 * 4 * head_dim * (1 << 16)
+    lean = Geometry(geometry.layers, sketch_bits=1)
+    assert lean.sketch_bytes(1 << 16) <= 0.04 * 4 * head_dim * (1 << 16)
 
 
 @given(shapes=SHAPES)

@@ -4,7 +4,7 @@ import pytest
 
 from hga.runtime.budget import BillLine, BudgetError, check, total
 
-BILL = (BillLine("weights", 300 << 20), BillLine("keys and values", 50 << 20))
+BILL = (BillLine("weights", 300 << 20), BillLine("keys and values", 50 << 20, True))
 
 
 def test_total() -> None:
@@ -22,4 +22,9 @@ def test_too_little_names_every_line_and_the_flags() -> None:
     text = str(caught.value)
     assert isinstance(caught.value, MemoryError)
     assert "350 MiB are needed, --mem allows 350 MiB" in text
-    assert "weights 300 MiB, keys and values 50 MiB" in text and "--ctx" in text
+    assert "weights 300 MiB, keys and values 50 MiB" in text and "a smaller --ctx" in text
+
+
+def test_what_no_context_helps_says_so() -> None:
+    with pytest.raises(BudgetError, match="no --ctx is small enough"):
+        check(BILL, 300 << 20)

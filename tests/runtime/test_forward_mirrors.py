@@ -37,7 +37,9 @@ def test_geometry() -> None:
     assert geometry.VECTORS_PER_CHUNK == published.VECTORS
     assert geometry.BLOCK_TOKENS == sketch.BLOCK_TOKENS
     shape = geometry.Geometry((geometry.LayerShape(1, 96, routed=True),))
-    assert shape.sketch_head_bytes(0, 1) == sketch.block_bytes(96)
+    assert shape.sketch_head_bytes(0, 1) == sketch.block_bytes(96, 2)
+    lean = geometry.Geometry(shape.layers, 1)
+    assert lean.sketch_head_bytes(0, 1) == sketch.block_bytes(96, 1)
     rules = {"hga": layer_route.SKETCHED, "hga-paper": layer_route.PUBLISHED,
              "oracle": layer_route.ORACLE}  # fmt: skip
     assert {name: route.RULES.index(name) for name in rules} == rules

@@ -50,11 +50,12 @@ def keys(session: Session, layer: int = -1) -> np.ndarray:
     return np.stack(heads, 1).astype(np.float32)
 
 
-def check(session: Session, route: Route | None) -> None:
+def check(session: Session, route: Route | None, bits: int = 2) -> None:
     """The route is what the reference chooses from the keys in the store."""
     assert route is not None
     k = keys(session)
-    part = sketch.shares(sketch.log_masses(queries(session), k, 8), k.shape[1])
+    masses = sketch.log_masses(queries(session), k, 8, bits=bits)
+    part = sketch.shares(masses, k.shape[1])
     limits = (LIMITS.sinks, LIMITS.window, LIMITS.least, LIMITS.most)
     expected = sketch.select(part, *limits)
     n_groups = part.shape[2]
@@ -75,6 +76,18 @@ def test_routes_are_the_references(routed: Engine, token_ids: Ids) -> None:
     for token in token_ids(40, seed=1):
         session.step(token)
         check(session, session.last_route())
+
+
+def test_one_bit_sketches_route(packed_tiny: Packed, open_engine: Opened, token_ids: Ids) -> None:
+    path = packed_tiny("qwen3", num_attention_heads=6, head_dim=64)
+    with open_engine(path, attention="hga", budget=BUDGET, ctx=2000, sketch_bits=1) as engine:
+        session = engine.session()
+        session.feed(token_ids(1200))
+        for token in token_ids(20, seed=1):
+            session.step(token)
+            check(session, session.last_route(), bits=1)
+        # 9 bytes a key of 64 dimensions.
+        assert engine.geometry.sketch_bytes(128) == 2 * 2 * 128 * 9
 
 
 def test_routing_starts_where_the_budget_ends(routed: Engine, token_ids: Ids) -> None:
