@@ -85,7 +85,7 @@ def _product(a: Any, b: Any, head_dim: Any) -> Any:
 @njit(**JIT)
 def _take_best(scores: Any, n: Any) -> Any:
     """Position of the largest of n scores, the first of equals; it is marked as taken."""
-    best, top = np.int64(-1), _TAKEN
+    best, top = -1, _TAKEN
     for i in range(n):
         value = load_scalar_f32(scores + 4 * i)
         if value > top:
@@ -124,7 +124,7 @@ def choose(
     for i in range(opened):
         store_scalar_i32(taken + 4 * i, np.int32(first + _take_best(scores, last - first)))
     for i in range(opened):
-        chunk = np.int64(load_scalar_i32(taken + 4 * i))
+        chunk = int(load_scalar_i32(taken + 4 * i))
         for s in range(SPANS):
             vector = summaries + chunk * size + 4 * head_dim * (1 + s)
             store_scalar_f32(scores + 4 * (SPANS * i + s), _product(vector, q, head_dim))
@@ -135,7 +135,7 @@ def choose(
         store_scalar_i32(marks + 4 * i, np.int32(0))
     for _ in range(min(n_spans, SPANS * opened)):
         best = _take_best(scores, SPANS * opened)
-        chunk = np.int64(load_scalar_i32(taken + 4 * (best // SPANS)))
+        chunk = int(load_scalar_i32(taken + 4 * (best // SPANS)))
         store_scalar_i32(marks + 4 * (SPANS * (chunk - first) + best % SPANS), np.int32(1))
     count = 0
     for g in range(first * per_chunk):
