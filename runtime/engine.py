@@ -162,12 +162,16 @@ class Engine:
         """What the model takes at the full context, an upper bound item by item."""
         weights = sum(segment.nbytes for segment in self.model.segments)
         chunks = -(-self.ctx // 64)
-        return [
+        lines = [
             budget.BillLine("weights", weights),
             budget.BillLine("keys and values", chunks * self.geometry.chunk_bytes, True),
             budget.BillLine("key sketches", self.geometry.sketch_bytes(self.ctx), True),
             budget.BillLine("runtime and scratch", _RUNTIME_BYTES),
         ]
+        if self.options.attention == "hga-paper":
+            summaries = self.geometry.summary_bytes(self.ctx)
+            lines.insert(3, budget.BillLine("chunk summaries", summaries, True))
+        return lines
 
     def resident_bytes(self) -> int:
         """Memory of this process that is in RAM now."""

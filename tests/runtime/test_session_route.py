@@ -307,3 +307,15 @@ def test_a_route_is_a_value() -> None:
     assert route.attended_tokens == 16
     with pytest.raises(dataclasses.FrozenInstanceError):
         route.groups = ()  # type: ignore[misc]
+
+
+def test_the_index_is_on_the_bill(packed_tiny: Packed, open_engine: Opened) -> None:
+    path, bills = packed_tiny("qwen3", num_attention_heads=6, head_dim=64), {}
+    for rule, bits in (("hga", 2), ("hga", 1), ("hga-paper", 2)):
+        with open_engine(path, attention=rule, sketch_bits=bits, ctx=1280) as engine:
+            bills[rule, bits] = {line.name: line.n_bytes for line in engine.bill()}
+    # Two layers of two KV heads; a key has 17 or 9 bytes, a chunk 5 vectors of 64 floats.
+    assert bills["hga", 2]["key sketches"] == 2 * 2 * 1280 * 17
+    assert bills["hga", 1]["key sketches"] == 2 * 2 * 1280 * 9
+    assert bills["hga-paper", 2]["chunk summaries"] == 2 * 2 * 20 * 5 * 64 * 4
+    assert "chunk summaries" not in bills["hga", 2]
