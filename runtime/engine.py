@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from hga.kvstore.geometry import Geometry, LayerShape, padded_head_dim
+from hga.kvstore.geometry import GROUP_TOKENS, Geometry, LayerShape, padded_head_dim
 from hga.kvstore.route import Budget, Router
 from hga.models.plan import ModelPlan
 
@@ -88,7 +88,8 @@ class Engine:
             return
         router = Router(options.attention, Budget.parse(options.budget))
         asked, least = router.budget.tokens_at(self.ctx), router.least_tokens(self.ctx)
-        if asked < least:
+        # A count is rounded up to whole groups without a word.
+        if asked <= least - GROUP_TOKENS:
             self.notices.append(
                 f"--budget {options.budget} is at most {asked} tokens: {least} are read (sinks,"
                 " window and one group)"

@@ -54,9 +54,10 @@ def test_notices(packed_tiny: Packed, open_engine: Opened) -> None:
     plain = notices(path, open_engine)
     assert "context" not in plain and "budget" not in plain
     assert "context 1024 is longer than the 512 tokens" in notices(path, open_engine, ctx=1024)
-    small = notices(path, open_engine, budget="100")
-    assert "--budget 100" in small and "336 are read" in small
-    assert "budget" not in notices(path, open_engine, budget="100", attention="dense")
+    small = notices(path, open_engine, budget="20")
+    assert "--budget 20" in small and "48 are read" in small
+    assert "budget" not in notices(path, open_engine, budget="100")
+    assert "budget" not in notices(path, open_engine, budget="20", attention="dense")
 
 
 def test_the_bill(packed_tiny: Packed, open_engine: Opened) -> None:

@@ -84,6 +84,7 @@ class FakeSession:
         self.stop_reason = "eos"
         self.on_token = None
         self.measure_recall = False
+        self.prefill = "exact"
         self.reset_stats()
 
     kv_bytes = 4096

@@ -104,7 +104,6 @@ def test_version(capsys):
         (["run", "-c", "0.5"], "whole, positive"),
         (["run", "--mem", "lots"], "invalid size"),
         (["run", "--attention", "sparse"], "unknown attention 'sparse'"),
-        (["run", "--attention", "hga-paper"], "not available in this version"),
         (["run", "--budget", "200%"], "invalid budget"),
         (["run", "--device", "cuda"], "not available in this version (supported: cpu)"),
         (["run", "--device", "tpu"], "unknown device"),

@@ -122,3 +122,16 @@ def test_missing_matplotlib_is_said_at_once(monkeypatch, tmp_path):
     with pytest.raises(UsageError, match=r"pip install 'hga\[plot\]'"):
         plots.check(tmp_path / "x.png")
     plots.check(None)
+
+
+def test_a_routed_prompt_is_compared_with_an_exact_one(hga_eval, tmp_path):
+    words = gap_words(tmp_path, "--ctx", 100, "--segments", 2, "--attention", "dense,hga")
+    code, exact, _ = hga_eval(*words)
+    assert code == 0 and exact["prefill"] == "exact" and exact["rows"][0]["gap"] == 0
+    code, routed, _ = hga_eval(*words, "--prefill", "hga")
+    assert code == 0 and routed["prefill"] == "hga"
+    # Dense decoding is an arm of its own there.
+    assert [row["attention"] for row in routed["rows"]] == ["dense", "hga"]
+    assert routed["dense_nll"] == exact["dense_nll"]
+    code, _, err = hga_eval(*words, "--prefill", "some")
+    assert code == 2 and len(err.splitlines()) == 1
