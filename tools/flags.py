@@ -161,7 +161,8 @@ SAMPLING = (
 )  # fmt: skip
 ATTENTION = Flag(
     "attention", ("--attention",), _attention,
-    "hga: groups of the past chosen per token; dense: all of the past (default: hga)",
+    "hga: groups of the past chosen per token; hga-paper: the same by the published rule; dense: "
+    "all of the past (default: hga)",
     "RULE", "model", default="hga",
 )  # fmt: skip
 BUDGET = Flag(
