@@ -88,6 +88,8 @@ class FaultyDisk:
         self._callback = kind(self._read)
         address = ctypes.cast(self._callback, ctypes.c_void_p).value
         reader._words[io_slots.PREADV // 8] = address
+        # The reader calls it as long as it lives.
+        vars(reader).setdefault("disks", []).append(self)
 
     def _read(self, fd: int, vectors: int, n_vectors: int, offset: int) -> int:
         table = (ctypes.c_int64 * (2 * n_vectors)).from_address(vectors)
