@@ -4,6 +4,8 @@ import errno
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -219,6 +221,29 @@ def test_uring_refused(kernels, disk_file, fake_liburing, error, said: str) -> N
         assert (reader.read(reader.add_file(disk_file[0]), 0, CELL) == disk_file[1][:CELL]).all()
 
 
+def test_a_ring_that_breaks(open_reader, disk_file, monkeypatch) -> None:
+    """Its reads end with an error, later ones are read by other means, and it is reported."""
+    from hga.kvstore import reader_uring
+
+    def fail(ring):
+        raise OSError(errno.EBADFD, "File descriptor in bad state")
+
+    reader = open_reader("uring")
+    file = reader.add_file(disk_file[0])
+    monkeypatch.setattr(reader_uring.Ring, "ended", fail)
+    requests, out = requests_of(reader, file, 32)
+    tickets = reader.submit(requests)
+    deadline = time.monotonic() + 60
+    while (tickets == 1).any() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert tickets[0] == -errno.EIO and set(tickets.tolist()) <= {2, -errno.EIO}
+    assert "an I/O thread failed and is replaced" in reader.notices[0]
+    tickets = reader.submit(requests)
+    while (tickets == 1).any() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert (tickets == 2).all() and (out == disk_file[1][: 32 * CELL]).all()
+
+
 def test_auto_says_nothing(kernels, disk_file, fake_liburing) -> None:
     from hga.kvstore.reader import Reader
 
@@ -345,6 +370,24 @@ def test_closing_leaves_nothing(reader, disk_file) -> None:
     assert len(os.listdir("/proc/self/fd")) <= before
     with pytest.raises(StoreError, match="closed"):
         reader.add_file(disk_file[0])
+
+
+@pytest.mark.parametrize("mode", ["threads", "uring", "mmap"])
+@pytest.mark.parametrize("closing", ["", "reader.close()", "raise SystemExit(0)"])
+def test_a_process_ends_quietly(
+    mode: str, closing: str, disk_file, kernel_cache: Path, kernel_isa: str | None
+) -> None:
+    script = (
+        "from pathlib import Path; from hga.kernels.cpu import target\n"
+        f"target.select(Path({str(kernel_cache / 'kernels')!r}), {kernel_isa!r})\n"
+        "from hga.kvstore.reader import Reader\n"
+        f"reader = Reader.open({mode!r}); file = reader.add_file({str(disk_file[0])!r})\n"
+        f"reader.read(file, 0, 4096)\n{closing}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=100
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_many_readers(open_reader, disk_file) -> None:
