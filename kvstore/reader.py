@@ -35,8 +35,9 @@ class Reader:
         self, n_entries: int, n_files: int, merge_bytes: int, flight_bytes: int, report: Report
     ) -> None:
         # Here, so that the instruction set may be chosen after this module is imported.
-        from hga.kernels.cpu import io_slots
+        from hga.kernels.cpu import io_entry, io_slots
 
+        io_entry.prepare()
         self._memory, self.address = io_slots.allocate(
             n_entries, n_files, merge_bytes, flight_bytes
         )
