@@ -103,6 +103,51 @@ def test_many_threads(reader, disk_file) -> None:
     assert stats["reads"] <= 3200 - stats["merged"]
 
 
+def test_hints_dropped_and_promoted_under_way(reader, disk_file) -> None:
+    """Threads hint, drop one another's hints and demand what they hinted: nothing is lost, nobody
+    waits for a dropped request, and what is READ is right."""
+    from hga.kernels.cpu import io_entry
+
+    path, data = disk_file
+    file, errors = reader.add_file(path), []
+    table = data.reshape(-1, CELL)
+
+    def work(seed: int) -> None:
+        try:
+            rng = np.random.default_rng(seed)
+            for generation in range(40):
+                numbers = rng.integers(0, len(table), 60)
+                requests, out = cells(reader, file, data, (numbers * CELL).tolist(), False)
+                tickets = reader.submit(requests, hint=True, generation=generation)
+                reader.cancel_hints(int(rng.integers(generation + 2)))
+                for i in rng.permutation(60)[:20]:
+                    ticket = tickets.ctypes.data + 8 * int(i)
+                    if rng.integers(2):
+                        io_entry.promote(reader.address, ticket)
+                    if io_entry.wait_all(reader.address, ticket, 1):
+                        assert (out[i] == table[numbers[i]]).all()
+                    else:
+                        assert tickets[i] == 0
+                        reader.wait([requests[i]], reader.submit([requests[i]]))
+                        assert (out[i] == table[numbers[i]]).all()
+                reader.cancel_hints(generation + 1)
+                io_entry.wait_all(reader.address, tickets.ctypes.data, 60)
+                assert set(tickets.tolist()) <= {0, 2}
+                read = tickets == 2
+                assert (out[read] == table[numbers[read]]).all()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors, errors
+    stats = reader.stats
+    assert stats["requests"] + stats["cancelled"] >= 3 * 40 * 60 and stats["errors"] == 0
+
+
 def test_wrong_sums(reader, disk_file) -> None:
     path, data = disk_file
     file = reader.add_file(path)
