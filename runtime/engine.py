@@ -162,10 +162,9 @@ class Engine:
     def bill(self) -> list[budget.BillLine]:
         """What the model takes at the full context, an upper bound item by item."""
         weights = sum(segment.nbytes for segment in self.model.segments)
-        chunks = -(-self.ctx // 64)
         lines = [
             budget.BillLine("weights", weights),
-            budget.BillLine("keys and values", chunks * self.geometry.chunk_bytes, True),
+            budget.BillLine("keys and values", self.geometry.kv_bytes(self.ctx), True),
             budget.BillLine("key sketches", self.geometry.sketch_bytes(self.ctx), True),
             budget.BillLine("runtime and scratch", _RUNTIME_BYTES),
         ]

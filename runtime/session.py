@@ -89,7 +89,8 @@ class Session:
         self._arena = RamArena(engine.geometry, engine.ctx)
         self._layers = engine.weights.layers.copy()
         for i, sketches in enumerate(self._arena.sketches):
-            self._layers[i]["pages"] = self._arena.pages[i].ctypes.data
+            self._layers[i]["cells"] = self._arena.cells[i].ctypes.data
+            self._layers[i]["cell_row"] = self._arena.cells[i].strides[0]
             if sketches is not None:
                 self._layers[i]["sketches"] = sketches.ctypes.data
                 self._layers[i]["head_bytes"] = sketches.strides[0]

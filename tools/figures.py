@@ -6,7 +6,7 @@ Every key of interface.md is always present; a figure that does not apply is nul
 import sys
 from typing import TYPE_CHECKING
 
-from hga.kvstore.geometry import CHUNK_TOKENS
+from hga.kvstore.geometry import BLOCK_TOKENS
 from hga.tools.conversation import Reply
 from hga.tools.status import rate, size
 
@@ -64,7 +64,7 @@ def attended_bytes(engine: "Engine", attended: float | None) -> int | None:
     sizes = {geometry.page_bytes(layer) for layer in range(len(geometry.layers))}
     if attended is None or len(sizes) != 1:
         return None
-    return round(attended * geometry.chunk_bytes / CHUNK_TOKENS)
+    return round(attended * geometry.block_kv_bytes / BLOCK_TOKENS)
 
 
 def peak_rss() -> int:

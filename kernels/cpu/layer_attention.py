@@ -72,7 +72,7 @@ def rotate_and_append(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> 
             elif layer.k_norm != 0:
                 ew.rms_norm(k, layer.k_norm, d, c.eps, k)
             ew.rope(k, cos + t * c.half_bytes, sin + t * c.half_bytes, d, 1.0)
-            att.append(layer.pages, position, h, d, k, v)
+            att.append(layer.cells + h * layer.cell_row, position, d, k, v)
             if layer.sketches != 0:
                 block = layer.sketches + h * layer.head_bytes
                 block += position // sketch.BLOCK_TOKENS * sketch.block_bytes(d, c.sketch_bits)
@@ -123,11 +123,10 @@ def attend_token(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: A
                         att.expand_query(q, d, queries + 32 * d * r)
                     expanded = i
                 att.attend_span(
-                    layer.pages,
+                    layer.cells + i * layer.n_kv_heads // n_lists * layer.cell_row,
                     groups,
                     count,
                     span * att.SPAN_GROUPS,
-                    i * layer.n_kv_heads // n_lists,
                     d,
                     queries,
                     rows,
@@ -186,8 +185,7 @@ def _attend_tokens(
     d, true, rows = layer.head_dim, layer.true_dim, layer.n_heads // layer.n_kv_heads
     q_row, out_row = 4 * d * layer.n_heads, 4 * true * layer.n_heads
     totals = attend_tile(
-        layer.pages,
-        h,
+        layer.cells + h * layer.cell_row,
         d,
         c.q + q_row * t0 + 4 * d * rows * h,
         q_row,

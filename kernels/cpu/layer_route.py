@@ -37,10 +37,9 @@ def _score_truly(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> None:
     for item in range(i0, i1):
         h, block = item // n_blocks, item % n_blocks
         exact.score_block(
-            layer.pages,
+            layer.cells + h * layer.cell_row,
             sketch.BLOCK_GROUPS * block,
             n_tokens,
-            h,
             layer.head_dim,
             c.q + 4 * layer.head_dim * rows * h,
             rows,
@@ -109,9 +108,8 @@ def _summarise(c: Any, layer: Any, n_closed: Any, thread: Any, n: Any) -> None:
     for item in range(i0, i1):
         h, chunk = item // n_new, c.summed_chunks + item % n_new
         published.summarise(
-            layer.pages,
+            layer.cells + h * layer.cell_row,
             chunk,
-            h,
             layer.head_dim,
             c.turn_cos + layer.rope_index * c.turn_bytes,
             c.turn_sin + layer.rope_index * c.turn_bytes,

@@ -30,10 +30,10 @@ LAYER = np.dtype(
     + _fields(_I, "n_heads n_kv_heads head_dim true_dim window rope_index activation")
     # experts: int64 [n_experts][3] tile addresses (gate, up, down); n_experts 0: dense
     + _fields(_I, "experts n_experts n_used norm_topk")
-    # pages: int64 page address by chunk; sketches: of the keys, head_bytes apart per KV head (0:
-    # this layer is never routed); summaries: of chunks (kernels/cpu/published.py), 0: none;
-    # recall: float32 [H], 0: not measured
-    + _fields(_I, "pages sketches head_bytes summaries summary_bytes recall")
+    # cells: int64 address by cell of 16 tokens, cell_row bytes apart per KV head; sketches: of the
+    # keys, head_bytes apart per KV head (0: this layer is never routed); summaries: of chunks
+    # (kernels/cpu/published.py), 0: none; recall: float32 [H], 0: not measured
+    + _fields(_I, "cells cell_row sketches head_bytes summaries summary_bytes recall")
     + _fields(_F, "scale")
 )
 

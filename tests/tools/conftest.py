@@ -175,7 +175,7 @@ class FakeEngine:
         self.notices = []
         self.options = SimpleNamespace(mem=None, attention="hga", budget="auto")
         self.geometry = SimpleNamespace(
-            layers=(0, 0), chunk_bytes=6400, page_bytes=lambda layer: 3200
+            layers=(0, 0), block_kv_bytes=12800, page_bytes=lambda layer: 3200
         )
         self.plan = SimpleNamespace(architecture="fake", layers=(0, 0), vocab_size=VOCAB)
         self.script = [list(reply) for reply in script]
