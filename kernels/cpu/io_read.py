@@ -46,14 +46,18 @@ _vectors = stack(16 * MAX_RUN)
 
 
 @njit(**JIT)
-def _is_aligned(run: int, n: int, file: int) -> Any:
+def direct_descriptor(run: int, n: int, file: int) -> Any:
+    """The file's descriptor with O_DIRECT, or -1 where it has none or a request is not aligned."""
+    direct = get(file + DIRECT)
+    if direct < 0:
+        return -1
     offset_mask, memory_mask = get(file + OFFSET_ALIGN) - 1, get(file + MEMORY_ALIGN) - 1
     bits = get(get(run) + OFFSET) & offset_mask
     for i in range(n):
         slot = get(run + 8 * i)
         bits |= get(slot + SIZE) & (offset_mask | memory_mask)
         bits |= get(slot + DEST) & memory_mask
-    return bits == 0
+    return direct if bits == 0 else -1
 
 
 @njit(**JIT)
@@ -79,9 +83,7 @@ def _transfer(queue: int, run: int, n: int) -> tuple[int, int]:
     total, position, retries = 0, 0, 0
     for i in range(n):
         total += get(get(run + 8 * i) + SIZE)
-    direct = get(file + DIRECT)
-    if direct >= 0 and not _is_aligned(run, n, file):
-        direct = -1
+    direct = direct_descriptor(run, n, file)
     vectors = _vectors()
     while position < total:
         fd = direct if direct >= 0 else get(file + BUFFERED)

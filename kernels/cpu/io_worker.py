@@ -179,7 +179,7 @@ def read_once(queue: int) -> int:
     return n
 
 
-@njit(cache=True, **JIT)
+@njit(**JIT)
 def serve(queue: int) -> None:
     """Read requests until the queue is closed: the life of an I/O thread."""
     run = _run()
