@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from llvmlite import ir
 from numba.core import types
 
 from .simd import (
@@ -82,3 +83,17 @@ def exp_coarse(b: Any, x: Any) -> Any:
     step, offset = _const(_F32X16, COARSE_STEP), _const(_F32X16, COARSE_OFFSET)
     bits = _call(b, "llvm.fma.v16f32", _F32X16, x, step, offset)
     return b.bitcast(b.fptosi(bits, _I32X16), _F32X16)
+
+
+@_op(i32x16, i32x16, i32x16, types.int32)
+def mix_i32(b: Any, x: Any, y: Any, factor: Any) -> Any:
+    """(x ^ y), rotated 13 bits to the left, times a factor, as uint32."""
+    x = b.xor(x, y)
+    rotated = b.or_(b.shl(x, _const(_I32X16, 13)), b.lshr(x, _const(_I32X16, 19)))
+    return b.mul(rotated, _splat(b, factor))
+
+
+@_op(i32x16, types.int32)
+def count_lanes_from(b: Any, first: Any) -> Any:
+    """first, first + 1, …, first + 15."""
+    return b.add(_splat(b, first), ir.Constant(_I32X16, list(range(16))))
