@@ -17,7 +17,7 @@ Sums = NDArray[np.uint32]
 def _kernel() -> Any:
     from numba import config, njit
 
-    from hga.kernels.cpu.checksum import JIT, cell_sum
+    from hga.kernels.cpu.checksum import cell_sum
 
     def sum_cells(address: Any, n_cells: Any, cell_bytes: Any, seed: Any, sums: Any) -> None:
         for i in range(n_cells):
@@ -25,7 +25,8 @@ def _kernel() -> Any:
 
     # Without a folder that is named after the kernels' sources, code could be kept that they
     # have outgrown.
-    return njit(**JIT, cache=bool(config.CACHE_DIR))(sum_cells)
+    options = {"nogil": True, "error_model": "numpy", "cache": bool(config.CACHE_DIR)}
+    return njit(**options)(sum_cells)
 
 
 def cell_sums(data: Bytes, cell_bytes: int, seed: int, sums: Sums) -> None:

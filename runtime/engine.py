@@ -12,6 +12,7 @@ from hga.models.plan import ModelPlan
 from . import budget
 from .container import ModelFile
 from .options import Options
+from .saved import SavedSession, session_folder
 from .session import ContextError, Session
 
 if TYPE_CHECKING:
@@ -179,11 +180,56 @@ class Engine:
 
         return int(psutil.Process().memory_info().rss)
 
-    def session(self, name: str | None = None) -> Session:
-        """A new, empty timeline. Named, durable sessions are refused: not in this version."""
+    @property
+    def kv_dir(self) -> Path:
+        """The folder of named sessions."""
+        if self.options.kv_dir is not None:
+            return Path(self.options.kv_dir)
+        import platformdirs
+
+        return platformdirs.user_state_path("hga", appauthor=False) / "sessions"
+
+    def session(
+        self,
+        name: str | None = None,
+        new: bool | None = None,
+        attention: str | None = None,
+        budget: str | None = None,
+    ) -> Session:
+        """A new, empty timeline; with a name a durable one, as its last `save` left it.
+
+        new: None opens a named session or makes it, True only makes it, False only opens it.
+        attention and budget: others than the engine's. Raises OptionError for a bad name,
+        FileNotFoundError, StoreError where it is in use or exists, SessionError where it is
+        damaged or does not fit this engine.
+        """
+        options = self.options
+        session = Session(self, attention or options.attention, budget or options.budget)
         if name is not None:
-            raise ValueError("named sessions are not available in this version")
-        return Session(self, self.options.attention, self.options.budget)
+            try:
+                folder = session_folder(self.kv_dir, name)
+                if new is None:
+                    new = not folder.exists()
+                session.saved = SavedSession.open(self, session, folder, new)
+            except BaseException:
+                session.close()
+                raise
+        return session
+
+    def save_as(self, session: Session, name: str, note: str = "") -> list[str]:
+        """Save a session under a new name, where it goes on; a named one stays as it is under the
+        old name. Returns what the user should know. Raises as `session` does."""
+        folder = session_folder(self.kv_dir, name)
+        if session.saved is not None:
+            return session.saved.move_to(folder, note)
+        saved = SavedSession.open(self, session, folder, new=True)
+        try:
+            saved.save(note)
+        except BaseException:
+            saved.close()
+            raise
+        session.saved = saved
+        return saved.notices
 
     def close(self) -> None:
         """Stop the threads and release the model."""

@@ -81,8 +81,9 @@ class Options:
     the compute threads (None: the machine's cores), `mem` the byte budget for weights, KV, indices
     and scratch together (None: no limit), `attention` how single tokens attend (hga,
     hga-paper or dense), `budget` what `parse_budget` takes,
-    `prefill` how prompts attend (exact or hga), and `sketch_bits` the bits per dimension of the
-    sketches that routing reads (2, or 1 for half the index at some loss).
+    `prefill` how prompts attend (exact or hga), `sketch_bits` the bits per dimension of the
+    sketches that routing reads (2, or 1 for half the index at some loss), and `kv_dir` the folder
+    of named sessions (None: in the user's state folder).
     Raises OptionError on a value that this version cannot honour.
     """
 
@@ -94,6 +95,7 @@ class Options:
     device: str = "cpu"
     prefill: str = "exact"
     sketch_bits: int = 2
+    kv_dir: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("ctx", self.ctx), ("threads", self.threads), ("mem", self.mem)):

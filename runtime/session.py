@@ -17,6 +17,7 @@ from hga.kvstore.geometry import CHUNK_TOKENS
 from hga.kvstore.route import EVERYTHING, PREFILLS, RULES, Budget, Route, Router
 
 from .forward import LOGIT_ROWS
+from .saved import DECODED, FIRST_OF_A_CALL, SavedSession
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -84,6 +85,10 @@ class Session:
         self._forward = engine.forward_pass
         self.ctx = engine.ctx
         self.tokens: list[int] = []
+        # How each token was run (saved.py), and how many first ones are as the last save has them.
+        self.marks = bytearray()
+        self.n_unchanged = 0
+        self.saved: SavedSession | None = None
         self.stats = TurnStats()
         self.stop_reason: StopReason | None = None
         self._arena = RamArena(engine.geometry, engine.ctx)
@@ -195,6 +200,7 @@ class Session:
             PREFILLS[self._prefill],
         )
         self.tokens.extend(int(i) for i in ids)
+        self.marks += bytes((DECODED if routed else FIRST_OF_A_CALL,)).ljust(len(ids), b"\0")
         self.stats.kv_bytes = self._arena.allocated_bytes
         return logits
 
@@ -304,7 +310,8 @@ class Session:
         if not 0 <= n_tokens <= len(self.tokens):
             raise ValueError(f"cannot keep {n_tokens} of {len(self.tokens)} tokens")
         if n_tokens < len(self.tokens):
-            del self.tokens[n_tokens:]
+            del self.tokens[n_tokens:], self.marks[n_tokens:]
+            self.n_unchanged = min(self.n_unchanged, n_tokens)
             self._arena.shrink(n_tokens)
             self._summed_chunks = min(self._summed_chunks, n_tokens // CHUNK_TOKENS)
             self._logits = np.zeros(0, np.float32)
@@ -317,8 +324,38 @@ class Session:
         by_query = self._attention == "hga-paper"
         return self._forward.last_route(attention.n_heads if by_query else attention.n_kv_heads)
 
+    @property
+    def arena(self) -> RamArena:
+        """Keys, values and sketches (for saving)."""
+        return self._arena
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether `logits` has any."""
+        return bool(len(self._logits))
+
+    def save(self, note: str | None = None) -> None:
+        """Make a named session durable, with a text of the caller's (None: the last one's).
+        StoreError: it stays on disk as the last save left it. ValueError without a name."""
+        if self.saved is None:
+            raise ValueError("the session has no name to be saved under: Engine.session(name)")
+        self.saved.save(note)
+
+    def resume(self, tokens: list[int], marks: bytes) -> None:
+        """Take over a timeline whose keys and values are in the arena."""
+        self.tokens, self.marks = tokens, bytearray(marks)
+
+    def run_again(self, first: int) -> None:
+        """Run the tokens from `first` on once more, as one prompt or a decoded token, for their
+        logits."""
+        ids, routed = self.tokens[first:], self.marks[first] == DECODED
+        self.truncate(first)
+        self._logits = self._run(ids, 1, routed)[0].copy()
+
     def close(self) -> None:
         """Free keys and values; the session cannot be used afterwards."""
+        if self.saved is not None:
+            self.saved.close()
         self._arena.close()
         self.tokens.clear()
 
