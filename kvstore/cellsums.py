@@ -17,7 +17,8 @@ Sums = NDArray[np.uint32]
 def _kernel() -> Any:
     from numba import config, njit
 
-    from hga.kernels.cpu.checksum import JIT, cell_sum
+    from hga.kernels.cpu.checksum import cell_sum
+    from hga.kernels.cpu.system_calls import JIT
 
     def sum_cells(address: Any, n_cells: Any, cell_bytes: Any, seed: Any, sums: Any) -> None:
         for i in range(n_cells):

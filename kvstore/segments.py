@@ -169,8 +169,37 @@ class Segments:
         self, place: Place, block: int, generation: int, kv: Sequence[Bytes], index: Bytes
     ) -> tuple[BlockEntry, Sums]:
         """Write a block to a slot, not yet durable. kv: one array, or one per layer."""
+        seed = slot_seed(self.entries[place[0]].id, place[1], self._shape)
+        return self._write(place, block, generation, kv, self._sums(kv, seed), index)
+
+    def write_layer(self, place: Place, layer: int, pages: Bytes, sums: Sums) -> None:
+        """Write one layer's keys and values to a slot, and their sums among those of the block;
+        `write_tail` makes it a block."""
+        (at, first, size), (end, last, _) = self._spans[layer : layer + 2]
+        if pages.nbytes != end - at:
+            raise ValueError(f"layer {layer} has {pages.nbytes} bytes, not {end - at}")
+        seed = slot_seed(self.entries[place[0]].id, place[1], self._shape)
+        cell_sums(pages, size, (seed + first) % (1 << 64), sums[first:last])
+        self._unsynced.add(place[0])
+        offset = slot_offset(place[1], self._shape) + at
+        write_all(self._files, self._fds[place[0]], [pages.data], offset)
+
+    def write_tail(
+        self, place: Place, block: int, generation: int, sums: Sums, index: Bytes
+    ) -> BlockEntry:
+        """Write index, sums and seal of a block whose layers are written."""
+        return self._write(place, block, generation, [], sums, index)[0]
+
+    def _write(
+        self,
+        place: Place,
+        block: int,
+        generation: int,
+        kv: Sequence[Bytes],
+        sums: Sums,
+        index: Bytes,
+    ) -> tuple[BlockEntry, Sums]:
         entry = self.entries[place[0]]
-        sums = self._sums(kv, slot_seed(entry.id, place[1], self._shape))
         if index.nbytes != self._shape.index_bytes:
             raise ValueError(f"an index of {index.nbytes} bytes, not {self._shape.index_bytes}")
         tail = index.tobytes() + sums.tobytes()
@@ -178,7 +207,8 @@ class Segments:
         fill = bytes(self._shape.block_bytes - self._shape.kv_bytes - len(tail) - len(seal))
         views = [*(part.data for part in kv), memoryview(tail + seal + fill)]
         self._unsynced.add(place[0])
-        write_all(self._files, self._fds[place[0]], views, slot_offset(place[1], self._shape))
+        offset = slot_offset(place[1], self._shape) + (0 if kv else self._shape.kv_bytes)
+        write_all(self._files, self._fds[place[0]], views, offset)
         return BlockEntry(*place, seal_digest(seal)), sums
 
     def _sums(self, kv: Sequence[Bytes], seed: int) -> Sums:

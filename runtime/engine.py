@@ -5,13 +5,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from hga.kvstore.arena import RamArena
+from hga.kvstore.disk_arena import DiskArena
 from hga.kvstore.geometry import GROUP_TOKENS, Geometry, LayerShape, padded_head_dim
+from hga.kvstore.reader import Reader
 from hga.kvstore.route import Budget, Router
 from hga.models.plan import ModelPlan
 
 from . import budget
 from .container import ModelFile
+from .kv_folder import remove_store, temporary_store
 from .options import Options
+from .placement import Placement, place
 from .session import ContextError, Session
 
 if TYPE_CHECKING:
@@ -75,7 +80,10 @@ class Engine:
             )
             self._note_small_budget()
             self._tokenizer: Tokenizer | None = None
+            self._reader: Reader | None = None
             self._template: ChatTemplate | None = None
+            self.windows = tuple(layer.attention.window for layer in self.plan.layers)
+            self.placement = self._place()
             budget.check(self.bill(), options.mem)
             self._open_kernels(cache_dir, report)
         except BaseException:
@@ -159,19 +167,34 @@ class Engine:
         """The execution mode obtained, such as "cpu: avx512, 2 threads"."""
         return self._backend.description
 
-    def bill(self) -> list[budget.BillLine]:
-        """What the model takes at the full context, an upper bound item by item."""
-        weights = sum(segment.nbytes for segment in self.model.segments)
-        lines = [
-            budget.BillLine("weights", weights),
-            budget.BillLine("keys and values", self.geometry.kv_bytes(self.ctx), True),
-            budget.BillLine("key sketches", self.geometry.sketch_bytes(self.ctx), True),
+    def _place(self) -> Placement:
+        import psutil
+
+        options = self.options
+        fixed = [
+            budget.BillLine("weights", sum(segment.nbytes for segment in self.model.segments)),
             budget.BillLine("runtime and scratch", _RUNTIME_BYTES),
         ]
-        if self.options.attention == "hga-paper":
+        kv = options.kv
+        if options.attention == "hga-paper":
             summaries = self.geometry.summary_bytes(self.ctx)
-            lines.insert(3, budget.BillLine("chunk summaries", summaries, True))
-        return lines
+            fixed.append(budget.BillLine("chunk summaries", summaries, True))
+            kv = "ram"
+        return place(
+            self.geometry,
+            self.windows,
+            self.ctx,
+            self.plan.hidden,
+            Router(options.attention, Budget.parse(options.budget)),
+            fixed,
+            kv,
+            options.mem,
+            psutil.virtual_memory().available,
+        )
+
+    def bill(self) -> list[budget.BillLine]:
+        """What the model takes at the full context, an upper bound item by item."""
+        return list(self.placement.bill)
 
     def resident_bytes(self) -> int:
         """Memory of this process that is in RAM now."""
@@ -183,11 +206,43 @@ class Engine:
         """A new, empty timeline. Named, durable sessions are refused: not in this version."""
         if name is not None:
             raise ValueError("named sessions are not available in this version")
-        return Session(self, self.options.attention, self.options.budget)
+        return Session(self, self._new_arena(), self.options.attention, self.options.budget)
+
+    @property
+    def reader(self) -> Reader:
+        """The reader of keys and values on disk, started at first use."""
+        if self._reader is None:
+            self._reader = Reader.open(self.options.io, report=self._note)
+            self.forward_pass.connect(self._reader.address)
+        return self._reader
+
+    def _note(self, text: str) -> None:
+        self.notices.append(text)
+
+    def _new_arena(self) -> RamArena | DiskArena:
+        if not self.placement.on_disk:
+            return RamArena(self.geometry, self.ctx)
+        store = temporary_store(self.geometry, self.options.kv_dir)
+        try:
+            return DiskArena(
+                self.geometry,
+                self.ctx,
+                self.windows,
+                store,
+                self.reader,
+                self.placement.frame_bytes,
+                self.placement.overflow_cells,
+                lambda: remove_store(store),
+            )
+        except BaseException:
+            remove_store(store)
+            raise
 
     def close(self) -> None:
         """Stop the threads and release the model."""
         self._backend.close()
+        if self._reader is not None:
+            self._reader.close()
         self.model.close()
 
     def __enter__(self) -> Self:

@@ -6,17 +6,21 @@ interrupted leaves them at the last block that was completed.
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hga.kvstore.arena import RamArena
+from hga.kvstore.disk_arena import DiskArena
 from hga.kvstore.geometry import CHUNK_TOKENS
 from hga.kvstore.route import EVERYTHING, PREFILLS, RULES, Budget, Route, Router
+from hga.kvstore.stage import Stage
 
 from .forward import LOGIT_ROWS
+from .placement import SEGMENT_TOKENS
+from .prompt import cuts, pass_layers
+from .turn_stats import TurnStats
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -37,57 +41,24 @@ class TokenSampler(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class TurnStats:
-    """Counters since the last `reset_stats`; times in seconds."""
-
-    reused_tokens: int = 0
-    prompt_tokens: int = 0
-    prefill_s: float = 0.0
-    decode_tokens: int = 0
-    decode_s: float = 0.0
-    attended: float = 0.0
-    kv_bytes: int = 0
-    # Read by decoded tokens: keys and values, and what routing scanned to choose them.
-    read_bytes: int = 0
-    index_bytes: int = 0
-    recalled: float = 0.0
-    recall_tokens: int = 0
-
-    @property
-    def attended_mean(self) -> float | None:
-        """Tokens attended per decoded token, mean over layers; None before the first."""
-        return self.attended / self.decode_tokens if self.decode_tokens else None
-
-    @property
-    def mass_recall(self) -> float | None:
-        """Share of the true attention mass on the tokens attended, mean over full-attention layers
-        and query heads; None unless `Session.measure_recall` was on."""
-        return self.recalled / self.recall_tokens if self.recall_tokens else None
-
-    @property
-    def prefill_tps(self) -> float | None:
-        """Prompt tokens per second."""
-        return self.prompt_tokens / self.prefill_s if self.prefill_s else None
-
-    @property
-    def decode_tps(self) -> float | None:
-        """Generated tokens per second."""
-        return self.decode_tokens / self.decode_s if self.decode_s else None
-
-
 class Session:
     """Made by `Engine.session`; close it to free its keys and values."""
 
-    def __init__(self, engine: "Engine", attention: str, budget: str) -> None:
+    def __init__(
+        self, engine: "Engine", arena: RamArena | DiskArena, attention: str, budget: str
+    ) -> None:
         self._engine = engine
         self._forward = engine.forward_pass
         self.ctx = engine.ctx
         self.tokens: list[int] = []
         self.stats = TurnStats()
         self.stop_reason: StopReason | None = None
-        self._arena = RamArena(engine.geometry, engine.ctx)
+        self._arena = arena
         self._layers = engine.weights.layers.copy()
+        if isinstance(arena, DiskArena):
+            for i, shape in enumerate(engine.geometry.layers):
+                if shape.routed:
+                    self._layers[i]["residency"] = arena.frames.records[i : i + 1].ctypes.data
         for i, sketches in enumerate(self._arena.sketches):
             self._layers[i]["cells"] = self._arena.cells[i].ctypes.data
             self._layers[i]["cell_row"] = self._arena.cells[i].strides[0]
@@ -106,12 +77,19 @@ class Session:
         self.prefill = engine.options.prefill
 
     @property
+    def on_disk(self) -> bool:
+        """Whether keys and values lie on disk, and in memory only in part."""
+        return isinstance(self._arena, DiskArena)
+
+    @property
     def measure_recall(self) -> bool:
         """Whether `step` also measures the true attention mass that it attends (slow)."""
         return bool(self._layers["recall"].any())
 
     @measure_recall.setter
     def measure_recall(self, value: bool) -> None:
+        if value and self.on_disk:
+            raise ValueError("to measure recall every key is read: --kv ram holds them")
         for i in self._routed:
             self._layers[i]["recall"] = self._recalls[i].ctypes.data if value else 0
 
@@ -124,6 +102,8 @@ class Session:
     def attention(self, value: str) -> None:
         if value not in RULES:
             raise ValueError(f"unknown attention {value!r}: expected one of {', '.join(RULES)}")
+        if self.on_disk and value in ("hga-paper", "oracle"):
+            raise ValueError(f"attention {value!r} reads every key: --kv ram holds them")
         if value == "hga-paper":
             for i in self._routed:
                 summaries = self._arena.summaries(i)
@@ -175,6 +155,11 @@ class Session:
                 " (--ctx sets it)"
             )
 
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        last = self._engine.plan.vocab_size - 1
+        if len(ids) and not (min(ids) >= 0 and max(ids) <= last):
+            raise ValueError(f"token ids must lie in 0..{last}")
+
     def _run(self, ids: Sequence[int], n_logits: int, routed: bool = False) -> Logits:
         """One call of the kernel; the timeline grows by ids."""
         position = len(self.tokens)
@@ -182,21 +167,44 @@ class Session:
         limits = EVERYTHING
         if routed:
             limits = Router(self._attention, self._parsed_budget).limits(position + 1)
-        block = np.asarray(ids, np.int64)
-        if block.min() < 0 or block.max() >= self._engine.plan.vocab_size:
-            raise ValueError(f"token ids must lie in 0..{self._engine.plan.vocab_size - 1}")
         logits = self._forward.run(
             self._layers,
-            block,
+            np.asarray(ids, np.int64),
             position,
             n_logits,
             limits,
             self._summed_chunks,
             PREFILLS[self._prefill],
         )
+        if isinstance(self._arena, DiskArena) and self._forward.io_problem:
+            self._arena.check_reads()
         self.tokens.extend(int(i) for i in ids)
         self.stats.kv_bytes = self._arena.allocated_bytes
         return logits
+
+    def _pass_layers(
+        self, ids: Sequence[int], arena: DiskArena, advance: Callable[[float], None]
+    ) -> NDArray[np.float32]:
+        """Take tokens through the layers of an arena on disk; the timeline grows by them. Returns
+        the residual stream, float32 [T, hidden]."""
+        position = len(self.tokens)
+        stage = Stage(arena, position, position + len(ids))
+        try:
+            units = PREFILLS[self._prefill]
+            residual = pass_layers(
+                self._forward, self._layers, ids, position, stage, units, advance
+            )
+            stage.finish()
+        except BaseException:
+            stage.abandon()
+            raise
+        self.tokens.extend(int(i) for i in ids)
+        self.stats.kv_bytes = arena.allocated_bytes
+        return residual
+
+    def _head(self, residual: NDArray[np.float32]) -> Logits:
+        """Logits of tokens from the residual stream; overwritten by the next call."""
+        return self._forward.head(self._layers, residual)
 
     def feed(
         self, token_ids: Sequence[int], progress: Callable[[int, int], None] | None = None
@@ -207,31 +215,57 @@ class Session:
         changed, if they do not fit.
         """
         self._check_room(len(token_ids))
-        start = time.perf_counter()
-        step, total, first = self._forward.block_tokens, len(token_ids), 0
-        while first < total:
-            # Calls end at multiples of a chunk, where units of a routed prompt do.
-            size = step - len(self.tokens) % CHUNK_TOKENS if step > CHUNK_TOKENS else step
-            block = token_ids[first : first + size]
-            last = first + size >= total
-            logits = self._run(block, int(last))
-            self.stats.prompt_tokens += len(block)
+        self._check_ids(token_ids)
+        if isinstance(self._arena, DiskArena):
+            self._feed_to_disk(token_ids, self._arena, progress)
+            return
+        start, total = time.perf_counter(), len(token_ids)
+        for first, end in cuts(len(self.tokens), total, self._forward.block_tokens):
+            logits = self._run(token_ids[first:end], int(end == total))
+            self.stats.prompt_tokens += end - first
             self.stats.prefill_s, start = (
                 self.stats.prefill_s + time.perf_counter() - start,
                 time.perf_counter(),
             )
-            if last:
+            if end == total:
                 self._logits = logits[0].copy()
-            first += len(block)
             if progress is not None:
-                progress(first, total)
+                progress(end, total)
+
+    def _feed_to_disk(
+        self,
+        token_ids: Sequence[int],
+        arena: DiskArena,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        total = len(token_ids)
+        for first in range(0, total, SEGMENT_TOKENS):
+            part, start = token_ids[first : first + SEGMENT_TOKENS], time.perf_counter()
+
+            def advance(share: float, first: int = first, n: int = len(part)) -> None:
+                if progress is not None and share < 1:
+                    progress(first + int(share * n), total)
+
+            residual = self._pass_layers(part, arena, advance)
+            self.stats.prompt_tokens += len(part)
+            if first + len(part) == total:
+                self._logits = self._head(residual[-1:])[0].copy()
+            self.stats.prefill_s += time.perf_counter() - start
+            if progress is not None:
+                progress(first + len(part), total)
 
     def step(self, token: int) -> Logits:
         """Append one token as decoding does (routed unless attention is dense); its logits [V]."""
         self._check_room(1)
+        self._check_ids((token,))
         start = time.perf_counter()
         self._recalls[:] = 1
-        self._logits = self._run((token,), 1, self._attention != "dense")[0].copy()
+        if isinstance(self._arena, DiskArena) and self._attention == "dense":
+            residual = self._pass_layers((token,), self._arena, lambda share: None)
+            logits = self._head(residual)
+        else:
+            logits = self._run((token,), 1, self._attention != "dense")
+        self._logits = logits[0].copy()
         self.stats.decode_s += time.perf_counter() - start
         self.stats.decode_tokens += 1
         self._count_reads()
@@ -284,6 +318,16 @@ class Session:
         if self._attention != "dense":
             for token in token_ids:
                 yield self.step(token)[None]
+            return
+        self._check_ids(token_ids)
+        if isinstance(self._arena, DiskArena):
+            for first in range(0, len(token_ids), SEGMENT_TOKENS):
+                part = token_ids[first : first + SEGMENT_TOKENS]
+                residual = self._pass_layers(part, self._arena, lambda share: None)
+                for at in range(0, len(part), LOGIT_ROWS):
+                    logits = self._head(residual[at : at + LOGIT_ROWS])
+                    self._logits = logits[-1].copy()
+                    yield logits
             return
         for first in range(0, len(token_ids), LOGIT_ROWS):
             block = token_ids[first : first + LOGIT_ROWS]

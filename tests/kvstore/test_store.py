@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hga.kernels.cpu.checksum import cell_sum
 from hga.kvstore import slots, store_folder
 from hga.kvstore.errors import SessionError, StoreError
 from hga.kvstore.geometry import Geometry, LayerShape
@@ -48,6 +47,8 @@ def test_the_shape_is_the_geometry(shape):
 
 
 def test_a_located_block_can_be_read_and_verified_by_others(twin, tmp_path, shape):
+    from hga.kernels.cpu.checksum import cell_sum
+
     made = twin(tmp_path / "a").create()
     made.turn(1000)
     made.store.close()
