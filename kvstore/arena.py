@@ -17,18 +17,18 @@ from .geometry import (
     Geometry,
     n_blocks,
 )
+from .index import Index
 
 # Blocks allocated at a time.
 SLAB_BLOCKS = 8
 SLAB_TOKENS = SLAB_BLOCKS * BLOCK_TOKENS
 
 
-class RamArena:
+class RamArena(Index):
     """Owner of one sequence's blocks. Not thread-safe; a view lives until `close` or `shrink`."""
 
     def __init__(self, geometry: Geometry, ctx: int) -> None:
-        self.geometry = geometry
-        self.ctx = ctx
+        super().__init__(geometry, ctx)
         self._slabs: list[NDArray[np.uint8]] = []
         # Rounded up to a slab, so that growing never writes past the table.
         width = -(-n_blocks(ctx) // SLAB_BLOCKS) * SLAB_BLOCKS * CELLS_PER_BLOCK
@@ -38,22 +38,6 @@ class RamArena:
             np.zeros((shape.n_kv_heads, width), np.int64) for shape in geometry.layers
         ]
         self._offsets = [geometry.cell_offsets(i) for i in range(len(geometry.layers))]
-        self.sketches = [
-            np.zeros((s.n_kv_heads, geometry.sketch_head_bytes(i, ctx)), np.uint8)
-            if s.routed
-            else None
-            for i, s in enumerate(geometry.layers)
-        ]
-        self._summaries: dict[int, NDArray[np.float32]] = {}
-
-    def summaries(self, layer: int) -> NDArray[np.float32]:
-        """Room for the summaries of the published rule, float32 [G, chunks * 5 * D] of a routed
-        layer, made at first use."""
-        if layer not in self._summaries:
-            size = self.geometry.summary_head_bytes(layer, self.ctx) // 4
-            heads = self.geometry.layers[layer].n_kv_heads
-            self._summaries[layer] = np.zeros((heads, size), np.float32)
-        return self._summaries[layer]
 
     @property
     def capacity(self) -> int:
@@ -102,29 +86,6 @@ class RamArena:
         slab, inside = divmod(block, SLAB_BLOCKS)
         size = self.geometry.block_kv_bytes
         return self._slabs[slab][inside * size : (inside + 1) * size]
-
-    def block_index(self, block: int) -> NDArray[np.uint8]:
-        """A copy of the key sketches of a block: layer after layer, KV head after KV head."""
-        parts = [self._block_sketches(layer, block).ravel() for layer in self._routed]
-        return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
-
-    def load_index(self, block: int, data: NDArray[np.uint8]) -> None:
-        """Put back what `block_index` gave."""
-        at = 0
-        for layer in self._routed:
-            view = self._block_sketches(layer, block)
-            view[...] = data[at : at + view.size].reshape(view.shape)
-            at += view.size
-
-    @property
-    def _routed(self) -> list[int]:
-        return [i for i, sketches in enumerate(self.sketches) if sketches is not None]
-
-    def _block_sketches(self, layer: int, block: int) -> NDArray[np.uint8]:
-        sketches = self.sketches[layer]
-        assert sketches is not None
-        size = self.geometry.sketch_head_bytes(layer, BLOCK_TOKENS)
-        return sketches[:, block * size : (block + 1) * size]
 
     def record(self, layer: int, head: int, group: int) -> NDArray[np.float16]:
         """A view of one record (tests and inspection); group counts from 0."""

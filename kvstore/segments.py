@@ -37,6 +37,8 @@ from .store_layout import (
 
 FILE_NAME = re.compile(r"seg-(\d{6,10})\.kv")
 NEW = ".new"
+# What was written and may still be in the system's memory, not on the disk.
+MOST_CACHED = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,9 @@ class Segments:
         self._spans = shape.layer_spans()
         self._fds: dict[int, int] = {}
         self._unsynced: set[int] = set()
+        # Bytes written since the last sync.
+        self._cached = 0
+        self._next_number = 0
         self.entries: dict[int, SegmentEntry] = {}
 
     def open(self, expected: SegmentEntry | None, number: int) -> SegmentEntry:
@@ -132,7 +137,9 @@ class Segments:
             for name in self._files.names(self.folder)
             if (found := FILE_NAME.fullmatch(name))
         ]
-        number = max(numbers, default=-1) + 1
+        # A number is not used twice: readers may still know the file that was dropped by it.
+        number = self._next_number = max(self._next_number, *(n + 1 for n in numbers), 0)
+        self._next_number += 1
         entry = SegmentEntry(number, secrets.randbits(64), slots.next_size(len(self.entries)))
         path = self.path(number)
         new = path.with_name(path.name + NEW)
@@ -169,17 +176,52 @@ class Segments:
         self, place: Place, block: int, generation: int, kv: Sequence[Bytes], index: Bytes
     ) -> tuple[BlockEntry, Sums]:
         """Write a block to a slot, not yet durable. kv: one array, or one per layer."""
+        seed = slot_seed(self.entries[place[0]].id, place[1], self._shape)
+        return self._write(place, block, generation, kv, self._sums(kv, seed), index)
+
+    def write_layer(self, place: Place, layer: int, pages: Bytes, sums: Sums) -> None:
+        """Write one layer's keys and values to a slot, and their sums among those of the block;
+        `write_tail` makes it a block."""
+        (at, first, size), (end, last, _) = self._spans[layer : layer + 2]
+        if pages.nbytes != end - at:
+            raise ValueError(f"layer {layer} has {pages.nbytes} bytes, not {end - at}")
+        seed = slot_seed(self.entries[place[0]].id, place[1], self._shape)
+        cell_sums(pages, size, (seed + first) % (1 << 64), sums[first:last])
+        self._write_to(place, at, [pages.data])
+
+    def write_tail(
+        self, place: Place, block: int, generation: int, sums: Sums, index: Bytes
+    ) -> BlockEntry:
+        """Write index, sums and seal of a block whose layers are written."""
+        return self._write(place, block, generation, [], sums, index)[0]
+
+    def _write(
+        self,
+        place: Place,
+        block: int,
+        generation: int,
+        kv: Sequence[Bytes],
+        sums: Sums,
+        index: Bytes,
+    ) -> tuple[BlockEntry, Sums]:
         entry = self.entries[place[0]]
-        sums = self._sums(kv, slot_seed(entry.id, place[1], self._shape))
         if index.nbytes != self._shape.index_bytes:
             raise ValueError(f"an index of {index.nbytes} bytes, not {self._shape.index_bytes}")
         tail = index.tobytes() + sums.tobytes()
         seal = Seal(block, entry.id, place[1], generation).pack(tail)
         fill = bytes(self._shape.block_bytes - self._shape.kv_bytes - len(tail) - len(seal))
         views = [*(part.data for part in kv), memoryview(tail + seal + fill)]
-        self._unsynced.add(place[0])
-        write_all(self._files, self._fds[place[0]], views, slot_offset(place[1], self._shape))
+        self._write_to(place, 0 if kv else self._shape.kv_bytes, views)
         return BlockEntry(*place, seal_digest(seal)), sums
+
+    def _write_to(self, place: Place, at: int, views: Sequence[memoryview]) -> None:
+        """Write to a slot; now and then, sync and give back the memory that writing took."""
+        self._unsynced.add(place[0])
+        offset = slot_offset(place[1], self._shape) + at
+        write_all(self._files, self._fds[place[0]], views, offset)
+        self._cached += sum(map(len, views))
+        if self._cached > MOST_CACHED:
+            self.sync()
 
     def _sums(self, kv: Sequence[Bytes], seed: int) -> Sums:
         n_bytes = sum(part.nbytes for part in kv)
@@ -198,7 +240,10 @@ class Segments:
         """Make all that was written durable."""
         for number in sorted(self._unsynced):
             must(self._files.datasync, self._fds[number])
+            with contextlib.suppress(OSError):
+                self._files.forget(self._fds[number])
         self._unsynced.clear()
+        self._cached = 0
 
     def read_tail(self, block: int, at: BlockEntry) -> tuple[Bytes, Sums]:
         """Index and sums of a block, as they were written."""

@@ -8,7 +8,7 @@ store at its last commit and usable.
 
 import contextlib
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -25,6 +25,7 @@ from .guard import Guard
 from .head import BlockEntry, Fingerprint, Head
 from .lock import FolderLock
 from .segments import Location, Segments
+from .slots import Place
 from .store_folder import Words
 from .store_layout import BlockShape
 
@@ -56,6 +57,8 @@ class SessionStore:
             lock.release()
             raise
         self._pending: dict[int, BlockEntry] = {}
+        # Blocks that are written layer by layer: place, sums so far.
+        self._begun: dict[int, tuple[Place, Sums]] = {}
         self._n_kept = 0
         self._sums: dict[BlockEntry, Sums] = {}
         self.roll_back()
@@ -148,17 +151,44 @@ class SessionStore:
         """Write a block to a free slot; it takes effect with the next commit.
 
         kv: uint8 arrays that make up its keys and values, one of all or one per layer; index:
-        uint8 [index_bytes].
+        uint8 [index_bytes]. StoreError: the block is not written; others are as they were.
         """
         parts = [kv] if isinstance(kv, np.ndarray) else list(kv)
-        with self._undone_if_it_fails(f"block {block}", self._segments.next_file_bytes()):
-            # A block that no commit names may be written over: it is nowhere until it is whole.
-            at = self._pending.pop(block, None)
-            place = at.place if at else self._segments.find_free(self._taken)
-            if place is None:
-                place = self._segments.add()
-            self._taken.setdefault(place[0], set()).add(place[1])
+        with self._io(f"block {block}", self._segments.next_file_bytes()):
+            place = self._take_place(block)
             entry, sums = self._segments.write(place, block, self.generation + 1, parts, index)
+            self._pending[block], self._sums[entry] = entry, sums
+
+    def is_pending(self, block: int) -> bool:
+        """Whether a block was written since the last commit."""
+        return block in self._pending
+
+    def _take_place(self, block: int) -> Place:
+        # A block that no commit names may be written over: it is nowhere until it is whole.
+        at = self._pending.pop(block, None)
+        place = at.place if at else self._segments.find_free(self._taken)
+        if place is None:
+            place = self._segments.add()
+        self._taken.setdefault(place[0], set()).add(place[1])
+        return place
+
+    def begin_block(self, block: int) -> None:
+        """Give a block a slot, for `write_layer`, layer by layer, and `seal_block`. Where one of
+        them fails, the other blocks that wait for a commit stay."""
+        with self._io(f"block {block}", self._segments.next_file_bytes()):
+            self._begun[block] = self._take_place(block), np.zeros(self.shape.n_cells, np.uint32)
+
+    def write_layer(self, block: int, layer: int, pages: Bytes) -> None:
+        """Write a layer's keys and values of a block that was begun."""
+        place, sums = self._begun[block]
+        with self._io(f"block {block}"):
+            self._segments.write_layer(place, layer, pages, sums)
+
+    def seal_block(self, block: int, index: Bytes) -> None:
+        """End a block, all of whose layers are written; it takes effect with the next commit."""
+        place, sums = self._begun.pop(block)
+        with self._io(f"block {block}"):
+            entry = self._segments.write_tail(place, block, self.generation + 1, sums, index)
             self._pending[block], self._sums[entry] = entry, sums
 
     def _count_taken(self) -> None:
@@ -173,6 +203,7 @@ class SessionStore:
         keep = n_blocks(n_tokens)
         self._n_kept = min(self._n_kept, keep)
         self._pending = {i: entry for i, entry in self._pending.items() if i < keep}
+        self._begun.clear()
         self._count_taken()
 
     def commit(
@@ -181,11 +212,11 @@ class SessionStore:
         """Make tokens, blocks and text durable, all or nothing.
 
         words: all tokens of the session, uint32. Every block with a token that differs from the
-        last commit must have been written since. StoreError: nothing has changed, and what was
-        written since the last commit is given up, as by `roll_back`.
+        last commit must have been written since. StoreError: nothing is saved; what was written
+        since the last commit waits for another try, or for `roll_back`.
         """
         words = np.array(words, dtype=np.uint32)
-        with self._undone_if_it_fails(f"save {self.generation + 1}", 4 * words.size):
+        with self._io(f"save {self.generation + 1}", 4 * words.size):
             head = self._next_head(words, meta, fingerprint)
             commit.write(self.folder, self._files, self._head, head, words, self._segments.sync)
         self._previous, self._head, self._words = self._head, head, words
@@ -206,15 +237,6 @@ class SessionStore:
             token_digest=heads.digest_128(words.astype("<u4").tobytes()),
             meta=meta,
         )
-
-    @contextlib.contextmanager
-    def _undone_if_it_fails(self, what: str, needed: int) -> Iterator[None]:
-        try:
-            with self._io(what, needed):
-                yield
-        except BaseException:
-            self.roll_back()
-            raise
 
     def roll_back(self) -> None:
         """Give up what was written since the last commit."""

@@ -5,15 +5,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from hga.kvstore.arena import RamArena
+from hga.kvstore.disk_arena import DiskArena
 from hga.kvstore.geometry import GROUP_TOKENS, Geometry, LayerShape, padded_head_dim
+from hga.kvstore.reader import Reader
 from hga.kvstore.route import Budget, Router
+from hga.kvstore.store import SessionStore
 from hga.models.plan import ModelPlan
 
 from . import budget
 from .container import ModelFile
+from .kv_folder import remove_store, temporary_store
 from .options import Options
-from .saved import SavedSession, session_folder
-from .session import ContextError, Session
+from .placement import Placement, place
+from .saved import SavedSession, fingerprint, make_store, session_folder
+from .session import Session
+from .session_types import ContextError
 
 if TYPE_CHECKING:
     from .template import ChatTemplate
@@ -76,7 +83,10 @@ class Engine:
             )
             self._note_small_budget()
             self._tokenizer: Tokenizer | None = None
+            self._reader: Reader | None = None
             self._template: ChatTemplate | None = None
+            self.windows = tuple(layer.attention.window for layer in self.plan.layers)
+            self.placement = self._place()
             budget.check(self.bill(), options.mem)
             self._open_kernels(cache_dir, report)
         except BaseException:
@@ -160,19 +170,34 @@ class Engine:
         """The execution mode obtained, such as "cpu: avx512, 2 threads"."""
         return self._backend.description
 
-    def bill(self) -> list[budget.BillLine]:
-        """What the model takes at the full context, an upper bound item by item."""
-        weights = sum(segment.nbytes for segment in self.model.segments)
-        lines = [
-            budget.BillLine("weights", weights),
-            budget.BillLine("keys and values", self.geometry.kv_bytes(self.ctx), True),
-            budget.BillLine("key sketches", self.geometry.sketch_bytes(self.ctx), True),
+    def _place(self) -> Placement:
+        import psutil
+
+        options = self.options
+        fixed = [
+            budget.BillLine("weights", sum(segment.nbytes for segment in self.model.segments)),
             budget.BillLine("runtime and scratch", _RUNTIME_BYTES),
         ]
-        if self.options.attention == "hga-paper":
+        kv = options.kv
+        if options.attention == "hga-paper":
             summaries = self.geometry.summary_bytes(self.ctx)
-            lines.insert(3, budget.BillLine("chunk summaries", summaries, True))
-        return lines
+            fixed.append(budget.BillLine("chunk summaries", summaries, True))
+            kv = "ram"
+        return place(
+            self.geometry,
+            self.windows,
+            self.ctx,
+            self.plan.hidden,
+            Router(options.attention, Budget.parse(options.budget)),
+            fixed,
+            kv,
+            options.mem,
+            psutil.virtual_memory().available,
+        )
+
+    def bill(self) -> list[budget.BillLine]:
+        """What the model takes at the full context, an upper bound item by item."""
+        return list(self.placement.bill)
 
     def resident_bytes(self) -> int:
         """Memory of this process that is in RAM now."""
@@ -181,10 +206,11 @@ class Engine:
         return int(psutil.Process().memory_info().rss)
 
     @property
-    def kv_dir(self) -> Path:
+    def sessions_dir(self) -> Path:
         """The folder of named sessions."""
-        if self.options.kv_dir is not None:
-            return Path(self.options.kv_dir)
+        chosen = self.options.sessions_dir or self.options.kv_dir
+        if chosen is not None:
+            return chosen
         import platformdirs
 
         return platformdirs.user_state_path("hga", appauthor=False) / "sessions"
@@ -203,37 +229,93 @@ class Engine:
         FileNotFoundError, StoreError where it is in use or exists, SessionError where it is
         damaged or does not fit this engine.
         """
-        options = self.options
-        session = Session(self, attention or options.attention, budget or options.budget)
-        if name is not None:
+        attention = attention or self.options.attention
+        budget = budget or self.options.budget
+        if name is None:
+            return Session(self, self._new_arena(), attention, budget)
+        folder = session_folder(self.sessions_dir, name)
+        stamp = fingerprint(self, attention, budget, self.options.prefill)
+        new = not folder.exists() if new is None else new
+        store = make_store(self, folder, stamp) if new else SessionStore.open(folder, stamp)
+        try:
+            session = Session(self, self._new_arena(store), attention, budget)
+        except BaseException:
+            store.close()
+            raise
+        session.saved = SavedSession(self, session, store)
+        if not new:
             try:
-                folder = session_folder(self.kv_dir, name)
-                if new is None:
-                    new = not folder.exists()
-                session.saved = SavedSession.open(self, session, folder, new)
+                session.saved.restore()
             except BaseException:
                 session.close()
                 raise
         return session
 
-    def save_as(self, session: Session, name: str, note: str = "") -> list[str]:
-        """Save a session under a new name, where it goes on; a named one stays as it is under the
-        old name. Returns what the user should know. Raises as `session` does."""
-        folder = session_folder(self.kv_dir, name)
+    def save_as(self, session: Session, name: str, note: str = "") -> Session:
+        """Save a session under a new name and return the one to go on with: itself, or another in
+        its place, which is then for the caller to close. A named one stays as it is under its old
+        name. Raises as `session` does."""
+        folder = session_folder(self.sessions_dir, name)
+        if isinstance(session.arena, DiskArena):
+            # Its pages are shared with the new session, which needs a reader of its own.
+            saved = session.saved or SavedSession(self, session, session.arena.store)
+            saved.save(note if session.saved is None else None)
+            notices = saved.store.fork(folder)
+            other = self.session(name, False, session.attention, session.budget)
+            assert other.saved is not None
+            other.saved.notices += notices
+            other.save(note)
+            return other
         if session.saved is not None:
-            return session.saved.move_to(folder, note)
-        saved = SavedSession.open(self, session, folder, new=True)
+            session.saved.move_to(folder, note)
+            return session
+        stamp = fingerprint(self, session.attention, session.budget, session.prefill)
+        saved = SavedSession(self, session, make_store(self, folder, stamp))
         try:
             saved.save(note)
         except BaseException:
             saved.close()
             raise
         session.saved = saved
-        return saved.notices
+        return session
+
+    @property
+    def reader(self) -> Reader:
+        """The reader of keys and values on disk, started at first use."""
+        if self._reader is None:
+            self._reader = Reader.open(self.options.io, report=self._note)
+            self.forward_pass.connect(self._reader.address)
+        return self._reader
+
+    def _note(self, text: str) -> None:
+        self.notices.append(text)
+
+    def _new_arena(self, named: SessionStore | None = None) -> RamArena | DiskArena:
+        """An arena over a named session's store, which stays the caller's, or one of its own."""
+        if not self.placement.on_disk:
+            return RamArena(self.geometry, self.ctx)
+        store = named or temporary_store(self.geometry, self.options.kv_dir)
+        try:
+            return DiskArena(
+                self.geometry,
+                self.ctx,
+                self.windows,
+                store,
+                self.reader,
+                self.placement.frame_bytes,
+                self.placement.overflow_cells,
+                lambda: None if named else remove_store(store),
+            )
+        except BaseException:
+            if named is None:
+                remove_store(store)
+            raise
 
     def close(self) -> None:
         """Stop the threads and release the model."""
         self._backend.close()
+        if self._reader is not None:
+            self._reader.close()
         self.model.close()
 
     def __enter__(self) -> Self:

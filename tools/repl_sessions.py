@@ -18,8 +18,12 @@ def save(context: "Context", rest: str) -> None:
     elif not rest:
         raise UsageError("/save NAME: under which name?")
     else:
-        notices = talk.engine.save_as(session, rest, talk.conversation.note())
-        for notice in notices:
+        new = talk.engine.save_as(session, rest, talk.conversation.note())
+        if new is not session:
+            talk.conversation.session = new
+            session.close()
+        session = new
+        for notice in session.saved.notices if session.saved else ():
             context.status.notice(notice)
     saved = session.saved
     assert saved is not None
@@ -56,7 +60,7 @@ def load(context: "Context", rest: str) -> None:
 
 def list_all(context: "Context", rest: str) -> None:
     """/list: the saved conversations."""
-    root = context.talk.engine.kv_dir
+    root = context.talk.engine.sessions_dir
     found = look_all(root)
     saved = context.talk.conversation.session.saved
     lines = table(found) if found else [f"no sessions in {root}"]

@@ -61,7 +61,7 @@ def run(model: str | None, values: argparse.Namespace, status: Status) -> int:
         # /load puts another session in the place of this one.
         opened.pop_all()
         opened.callback(talk.close)
-        names = lambda: [each.folder.name for each in look_all(engine.kv_dir)]  # noqa: E731
+        names = lambda: [each.folder.name for each in look_all(engine.sessions_dir)]  # noqa: E731
         code = Repl(talk, line_source(status, names), status).loop()
         talk.save()
         return code
@@ -72,6 +72,7 @@ def engine_options(values: argparse.Namespace) -> "Options":
     from hga.runtime.options import Options
 
     single = isinstance(values.attention, str)
+    kv_dir = getattr(values, "kv_dir", None)
     return Options(
         ctx=values.ctx,
         threads=values.threads,
@@ -81,7 +82,8 @@ def engine_options(values: argparse.Namespace) -> "Options":
         device=values.device,
         prefill=getattr(values, "prefill", "exact"),
         sketch_bits=values.sketch_bits,
-        kv_dir=str(sessions_folder(getattr(values, "kv_dir", None))),
+        kv_dir=None if kv_dir is None else Path(kv_dir).expanduser(),
+        sessions_dir=sessions_folder(kv_dir),
     )
 
 

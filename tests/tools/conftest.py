@@ -185,7 +185,7 @@ class FakeEngine:
         self.plan = SimpleNamespace(architecture="fake", layers=(0, 0), vocab_size=VOCAB)
         self.script = [list(reply) for reply in script]
         self.sessions = []
-        self.kv_dir = Path("nowhere")
+        self.sessions_dir = Path("nowhere")
 
     def session(self, name=None):
         assert name is None
