@@ -173,7 +173,7 @@ class Conversation:
         state = states.decode(note, len(self.session.tokens), self._engine.plan.vocab_size)
         if state.chat != self.chat:
             raise UsageError(
-                f"the session was held with{'' if state.chat else 'out'} the chat template: "
+                f"the session was begun with{'' if state.chat else 'out'} the chat template: "
                 f"{'leave out' if state.chat else 'give'} --no-chat"
             )
         tokens = self.session.tokens[: state.n_actual]

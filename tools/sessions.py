@@ -108,12 +108,14 @@ def describe_lines(found: Found) -> list[str]:
     if found.head is None or found.error is not None:
         return [*lines, f"damaged       {found.error}"]
     head = found.head
-    turns = "no conversation" if found.state is None else f"{len(found.state.turns)} turns"
+    turns = "no conversation"
+    if found.state is not None:
+        turns = f"{len(found.state.turns)} turn{'' if len(found.state.turns) == 1 else 's'}"
     segments = [f"{entry.name} ({entry.n_slots} slots)" for entry in head.segments.values()]
     return [
         *lines,
-        f"tokens        {head.n_tokens:,} in {len(head.blocks)} blocks of "
-        f"{size(head.shape.block_bytes)}, {turns}, save {head.generation}",
+        f"tokens        {head.n_tokens:,}, {turns}, save {head.generation}",
+        f"blocks        {len(head.blocks)} of 128 tokens, {size(head.shape.block_bytes)} each",
         f"segments      {', '.join(segments) or 'none yet'}",
         *(f"{key:13} {value}" for key, value in head.fingerprint.items()),
     ]
@@ -134,7 +136,7 @@ def verify_session(folder: Path, progress: Progress | None = None) -> str:
         notices = "".join(f" ({notice})" for notice in store.notices)
         return (
             f"{folder}: head, {store.n_tokens:,} tokens, index and all "
-            f"{n_blocks * store.shape.n_cells:,} cells of {n_blocks} blocks match their checksums"
+            f"{n_blocks * store.shape.n_cells:,} cells of keys and values match their checksums"
             f"{notices}"
         )
 
