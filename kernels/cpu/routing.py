@@ -23,12 +23,14 @@ from .simd import (
     splat_f32,
     store_f32,
     store_scalar_i32,
-    sub,
 )
 from .simd_bits import (
+    LOG2_E,
+    OCTAVE_BITS,
+    ONE_BITS,
     bits_of_float,
+    coarse_power,
     count_bits,
-    exp_coarse,
     float_of_bits,
     lanes_at_least,
     lowest_bit,
@@ -52,12 +54,16 @@ def pool_shares(scores: Any, row_bytes: Any, n_rows: Any, n_groups: Any, pooled:
         top = load_f32(row)
         for i in range(64, end, 64):
             top = maximum(load_f32(row + i), top)
-        top = splat_f32(reduce_max(top))
+        # A power of two near the largest mass becomes one: what is summed are whole octaves away
+        # from the masses that sketch.log_mass summed, and otherwise the same.
+        whole = np.float32(round(reduce_max(top) * LOG2_E))
+        offset = splat_f32(np.float32(ONE_BITS) - whole * np.float32(OCTAVE_BITS))
+        step = splat_f32(LOG2_E * np.float32(OCTAVE_BITS))
         total = splat_f32(np.float32(0))
         for i in range(0, end, 64):
-            e = exp_coarse(sub(load_f32(row + i), top))
-            total = add(total, e)
-            store_f32(row + i, e)
+            mass = coarse_power(load_f32(row + i), step, offset)
+            total = add(total, mass)
+            store_f32(row + i, mass)
         inverse = splat_f32(np.float32(1) / reduce_add(total))
         for i in range(0, end, 64):
             share = mul(load_f32(row + i), inverse)
