@@ -185,12 +185,12 @@ def _file_system(folder: Path) -> str | None:
 
 def _gpu() -> Section:
     """What torch sees; hga itself computes on the processor in this version."""
-    from importlib.util import find_spec
+    from importlib import import_module
 
-    if find_spec("torch") is None:
+    try:
+        torch = import_module("torch")
+    except ImportError:
         return {"found": "not looked for: torch is not installed"}
-    import torch
-
     if not torch.cuda.is_available():
         return {"found": "none that torch can use"}
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
