@@ -115,10 +115,10 @@ def nearest(b: Any, x: Any) -> Any:
     return _call(b, "llvm.rint.v16f32", _F32X16, x)
 
 
-@_op(i32x16, i32x16, i32x16, types.int32)
-def mix_i32(b: Any, x: Any, y: Any, factor: Any) -> Any:
-    """(x ^ y), rotated 13 bits to the left, times a factor, as uint32."""
-    x = b.xor(x, y)
+@_op(i32x16, i32x16, i32x16, types.int32, types.int32)
+def mix_i32(b: Any, x: Any, y: Any, spread: Any, factor: Any) -> Any:
+    """x + y * spread, rotated 13 bits to the left, times a factor, as uint32."""
+    x = b.add(x, b.mul(y, _splat(b, spread)))
     rotated = b.or_(b.shl(x, _const(_I32X16, 13)), b.lshr(x, _const(_I32X16, 19)))
     return b.mul(rotated, _splat(b, factor))
 
