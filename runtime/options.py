@@ -85,7 +85,8 @@ class Options:
     hga-paper or dense), `budget` what `parse_budget` takes,
     `prefill` how prompts attend (exact or hga), `kv` where keys and values lie (ram, disk, or
     auto: in memory if the budget holds them), `kv_dir` the folder for those on disk (None: one in
-    the user's cache), `io` how the disk is read (auto, uring, threads or mmap), and `sketch_bits`
+    the user's cache), `sessions_dir` that for named sessions (None: `kv_dir`, or one in the user's
+    state folder), `io` how the disk is read (auto, uring, threads or mmap), and `sketch_bits`
     the bits per dimension of the sketches that routing reads (2, or 1 for half the index at some
     loss).
     Raises OptionError on a value that this version cannot honour.
@@ -101,6 +102,7 @@ class Options:
     sketch_bits: int = 2
     kv: str = "auto"
     kv_dir: Path | None = None
+    sessions_dir: Path | None = None
     io: str = "auto"
 
     def __post_init__(self) -> None:
