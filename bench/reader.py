@@ -80,7 +80,8 @@ def read_all(reader: Any, table: np.ndarray, tickets: np.ndarray) -> tuple[float
 def measure(path: Path, way: str, n_threads: int, direct: bool, sizes: list[tuple[int, int]], reps):
     """Per (bytes, requests): a row of figures, or a reason why there is none. One request of a
     sequential row follows the other."""
-    from hga.kvstore.reader import Reader, aligned_bytes
+    from hga.kvstore.memory import aligned_zeros
+    from hga.kvstore.reader import Reader
 
     rows = []
     with Reader.open(way, n_threads=n_threads, merge_bytes=0) as reader:
@@ -89,7 +90,7 @@ def measure(path: Path, way: str, n_threads: int, direct: bool, sizes: list[tupl
             return [{"way": way, "refused": reader.notices}]
         for n_bytes, n in sizes:
             tickets, results = np.zeros(n, np.int64), []
-            out = aligned_bytes(n * n_bytes)
+            out = aligned_zeros(n * n_bytes)
             # Backed before it is timed: a page of zeros costs as much as a read of one.
             out[:] = 0
             for rep in range(reps):
@@ -127,9 +128,10 @@ def measure(path: Path, way: str, n_threads: int, direct: bool, sizes: list[tupl
 
 def latency(path: Path, reps: int) -> float:
     """Median microseconds of one cold read of 8 KiB that a thread waits for, nothing else going."""
-    from hga.kvstore.reader import Reader, aligned_bytes
+    from hga.kvstore.memory import aligned_zeros
+    from hga.kvstore.reader import Reader
 
-    times, out = [], aligned_bytes(8192)
+    times, out = [], aligned_zeros(8192)
     with Reader.open() as reader:
         index = reader.add_file(path)
         drop(path)

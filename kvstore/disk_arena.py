@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import StoreError
-from .frames import Frames, page_aligned
+from .frames import Frames
 from .geometry import BLOCK_TOKENS, CELLS_PER_BLOCK, CELLS_PER_CHUNK, Geometry, n_blocks
 from .index import Index
+from .memory import aligned_zeros
 from .reader import Reader
 from .route import WINDOW_TOKENS
 from .store import SessionStore
@@ -79,7 +80,7 @@ class DiskArena(Index):
         self._offsets = []
         for i in range(len(geometry.layers)):
             size, count = 2 * geometry.page_bytes(i), recent_blocks(self.windows[i])
-            self._recent.append(page_aligned(count * size).reshape(count, size))
+            self._recent.append(aligned_zeros(count * size).reshape(count, size))
             self._held.append(np.full(count, -1, np.int64))
             self._offsets.append(geometry.cell_offsets(i) - geometry.layer_offset(i))
             self.frames.place(i, self.places[i], self.sums[i])

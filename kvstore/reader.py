@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from . import reader_backends as backends
 from .errors import StoreError
-from .reader_files import PAGE_BYTES, DiskFile, open_file
+from .memory import aligned_zeros
+from .reader_files import DiskFile, open_file
 
 MODES = ("auto", "threads", "uring", "mmap")
 Report = Callable[[str], None]
@@ -40,13 +41,6 @@ class Request:
     dest: int
     sum: int | None = None
     seed: int = 0
-
-
-def aligned_bytes(n_bytes: int) -> NDArray[np.uint8]:
-    """uint8 [n_bytes] that begins at a page, as O_DIRECT wants it."""
-    memory = np.empty(n_bytes + PAGE_BYTES, np.uint8)
-    start = -memory.ctypes.data % PAGE_BYTES
-    return memory[start : start + n_bytes]
 
 
 class Reader:
@@ -248,7 +242,7 @@ class Reader:
         seed: int = 0,
     ) -> NDArray[np.uint8]:
         """Read n_bytes into dest (uint8, contiguous; None: new memory) and return it."""
-        out = aligned_bytes(n_bytes) if dest is None else dest
+        out = aligned_zeros(n_bytes) if dest is None else dest
         if out.nbytes < n_bytes or not out.flags.c_contiguous or not out.flags.writeable:
             raise ValueError(f"{n_bytes} bytes need writable, contiguous memory of that size")
         request = Request(file, offset, n_bytes, out.ctypes.data, sum, seed)

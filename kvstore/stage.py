@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .disk_arena import DiskArena
-from .frames import page_aligned
 from .geometry import BLOCK_TOKENS, n_blocks
+from .memory import aligned_zeros
 
 
 class Stage:
@@ -26,7 +26,7 @@ class Stage:
         self._first = position // BLOCK_TOKENS
         self._whole = range(self._first, end // BLOCK_TOKENS)
         widest = max(2 * geometry.page_bytes(i) for i in range(self._n_layers))
-        self._buffers = [page_aligned(widest * self._n_blocks) for _ in range(2)]
+        self._buffers = [aligned_zeros(widest * self._n_blocks) for _ in range(2)]
         # The block that is begun, whose only copy is in memory.
         self._begun: list[NDArray[np.uint8]] = []
         if position % BLOCK_TOKENS:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from hga.kvstore.arena import RamArena
 from hga.kvstore.disk_arena import DiskArena
-from hga.kvstore.geometry import GROUP_TOKENS, Geometry, LayerShape, padded_head_dim
+from hga.kvstore.geometry import GROUP_TOKENS
 from hga.kvstore.reader import Reader
 from hga.kvstore.route import Budget, Router
 from hga.kvstore.store import SessionStore
@@ -17,7 +17,7 @@ from . import budget
 from .container import ModelFile
 from .kv_folder import remove_store, temporary_store
 from .options import Options
-from .placement import Placement, place
+from .planning import geometry_of, place_model
 from .saved import SavedSession, fingerprint, make_store, session_folder
 from .session import Session
 from .session_types import ContextError
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 __all__ = ["ContextError", "Engine", "Session"]
-
-# Process, interpreter, libraries and compiled kernels, measured with the demo model.
-_RUNTIME_BYTES = 160 << 20
 
 
 def _open_model(path: Path, notices: list[str]) -> ModelFile:
@@ -74,19 +71,13 @@ class Engine:
                     f"context {self.ctx} is longer than the {self.plan.ctx_train} tokens that the"
                     " model was trained on: quality is not assured"
                 )
-            self.geometry = Geometry(
-                tuple(
-                    LayerShape(a.n_kv_heads, padded_head_dim(a.head_dim), routed=a.window == 0)
-                    for a in (layer.attention for layer in self.plan.layers)
-                ),
-                options.sketch_bits,
-            )
+            self.geometry = geometry_of(self.plan, options.sketch_bits)
             self._note_small_budget()
             self._tokenizer: Tokenizer | None = None
             self._reader: Reader | None = None
             self._template: ChatTemplate | None = None
             self.windows = tuple(layer.attention.window for layer in self.plan.layers)
-            self.placement = self._place()
+            self.placement = place_model(self.model, self.geometry, self.ctx, options)
             budget.check(self.bill(), options.mem)
             self._open_kernels(cache_dir, report)
         except BaseException:
@@ -169,31 +160,6 @@ class Engine:
     def backend(self) -> str:
         """The execution mode obtained, such as "cpu: avx512, 2 threads"."""
         return self._backend.description
-
-    def _place(self) -> Placement:
-        import psutil
-
-        options = self.options
-        fixed = [
-            budget.BillLine("weights", sum(segment.nbytes for segment in self.model.segments)),
-            budget.BillLine("runtime and scratch", _RUNTIME_BYTES),
-        ]
-        kv = options.kv
-        if options.attention == "hga-paper":
-            summaries = self.geometry.summary_bytes(self.ctx)
-            fixed.append(budget.BillLine("chunk summaries", summaries, True))
-            kv = "ram"
-        return place(
-            self.geometry,
-            self.windows,
-            self.ctx,
-            self.plan.hidden,
-            Router(options.attention, Budget.parse(options.budget)),
-            fixed,
-            kv,
-            options.mem,
-            psutil.virtual_memory().available,
-        )
 
     def bill(self) -> list[budget.BillLine]:
         """What the model takes at the full context, an upper bound item by item."""
@@ -286,6 +252,11 @@ class Engine:
             self._reader = Reader.open(self.options.io, report=self._note)
             self.forward_pass.connect(self._reader.address)
         return self._reader
+
+    @property
+    def io(self) -> str | None:
+        """How keys and values on disk are read, such as "threads"; None where none are."""
+        return self._reader.mode if self._reader is not None else None
 
     def _note(self, text: str) -> None:
         self.notices.append(text)

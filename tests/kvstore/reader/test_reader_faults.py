@@ -22,9 +22,10 @@ CELL = 4096
 
 def requests_of(reader, file: int, n: int):
     """Requests of the first n cells and their memory."""
-    from hga.kvstore.reader import Request, aligned_bytes
+    from hga.kvstore.memory import aligned_zeros
+    from hga.kvstore.reader import Request
 
-    out = aligned_bytes(CELL * n)
+    out = aligned_zeros(CELL * n)
     out[:] = 0
     return [Request(file, CELL * i, CELL, out.ctypes.data + CELL * i) for i in range(n)], out
 

@@ -32,7 +32,8 @@ def setting(open_reader, disk_file, faulty_disk):
     """make(**options) -> (reader, push, runs); make.disk is its disk.
 
     push(cells, hint, generation) -> tickets of cells of CELL bytes by their number in the file."""
-    from hga.kvstore.reader import Request, aligned_bytes
+    from hga.kvstore.memory import aligned_zeros
+    from hga.kvstore.reader import Request
 
     def make(n_threads: int = 0, **options):
         reader = open_reader("threads", n_threads=n_threads, **options)
@@ -41,7 +42,7 @@ def setting(open_reader, disk_file, faulty_disk):
         rooms = []
 
         def push(numbers, hint=False, generation=0):
-            rooms.append(aligned_bytes(CELL * len(numbers)).reshape(-1, CELL))
+            rooms.append(aligned_zeros(CELL * len(numbers)).reshape(-1, CELL))
             requests = [
                 Request(file, CELL * n, CELL, room.ctypes.data)
                 for n, room in zip(numbers, rooms[-1])
@@ -86,11 +87,12 @@ def test_hints_do_not_ride_with_demands(setting) -> None:
 
 
 def test_neighbours_of_another_file(setting, disk_file) -> None:
-    from hga.kvstore.reader import Request, aligned_bytes
+    from hga.kvstore.memory import aligned_zeros
+    from hga.kvstore.reader import Request
 
     reader, _, runs = setting()
     files = [reader.add_file(disk_file[0]) for _ in range(2)]
-    room = aligned_bytes(2 * CELL)
+    room = aligned_zeros(2 * CELL)
     for i, file in enumerate(files):
         request = Request(file, CELL * i, CELL, room.ctypes.data + CELL * i)
         reader.submit([request])
