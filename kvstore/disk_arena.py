@@ -5,6 +5,7 @@ by its window; and frames for cells that routing picks (kvstore/frames.py). A bl
 the next one begins. A prompt passes layer by layer (kvstore/stage.py).
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ class DiskArena(Index):
             self._held.append(np.full(count, -1, np.int64))
             self._offsets.append(geometry.cell_offsets(i) - geometry.layer_offset(i))
             self.frames.place(i, self.places[i], self.sums[i])
-        self._files: dict[Path, int] = {}
+        self._files: dict[tuple[Path, int], int] = {}
         self._on_close: Callable[[], None] | None = on_close
         self._opened = 0
         self._stored = 0
@@ -158,7 +159,7 @@ class DiskArena(Index):
     def take_place(self, block: int) -> None:
         """Note where the store has put a block, and the sums of its cells."""
         slot, at = self.store.locate(block), 0
-        file = self._file(slot.path)
+        file = self._file(slot.path, slot.fd)
         for layer, sums in enumerate(self.sums):
             n = sums.shape[1]
             self.places[layer][block] = (
@@ -170,10 +171,13 @@ class DiskArena(Index):
             at += n
         self._stored = max(self._stored, block + 1)
 
-    def _file(self, path: Path) -> int:
-        if path not in self._files:
-            self._files[path] = self.reader.add_file(path)
-        return self._files[path]
+    def _file(self, path: Path, fd: int) -> int:
+        # A segment that was dropped and made anew has the same path. An open file's number is
+        # nobody else's.
+        key = path, os.fstat(fd).st_ino
+        if key not in self._files:
+            self._files[key] = self.reader.add_file(path)
+        return self._files[key]
 
     def read_layer(self, layer: int, first: int, end: int, out: NDArray[np.uint8]) -> None:
         """Read a layer's pages of blocks first..end to out, uint8 [end - first][pages]; StoreError

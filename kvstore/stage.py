@@ -35,8 +35,12 @@ class Stage:
         self._offsets = [
             (geometry.cell_offsets(i) - geometry.layer_offset(i)) for i in range(self._n_layers)
         ]
-        for block in self._whole:
-            arena.store.begin_block(block)
+        try:
+            for block in self._whole:
+                arena.store.begin_block(block)
+        except BaseException:
+            arena.shrink(position)
+            raise
         self._worker = ThreadPoolExecutor(1, "hga-stage")
         self._next: Future[None] = self._worker.submit(self._load, 0)
         self._written: list[Future[None]] = []
