@@ -202,7 +202,7 @@ class DiskArena(Index):
         )
         if problem < 0:
             row, inside = (int(x[0]) for x in np.nonzero(tickets < 0))
-            self._check(layer, first + row, inside, int(tickets[row, inside]))
+            raise self._error(layer, first + row, inside, int(tickets[row, inside]))
 
     def check_reads(self) -> None:
         """Raise the StoreError of a read for a token that failed, and forget what it brought."""
@@ -215,13 +215,15 @@ class DiskArena(Index):
             block, inside = divmod(cell, CELLS_PER_BLOCK)
             chunk, inside = divmod(inside, CELLS_PER_CHUNK)
             heads = self.geometry.layers[layer].n_kv_heads
-            self._check(layer, block, (chunk * heads + head) * CELLS_PER_CHUNK + inside, ticket)
+            number = (chunk * heads + head) * CELLS_PER_CHUNK + inside
+            raise self._error(layer, block, number, ticket)
+        raise StoreError("a read of keys and values failed")
 
-    def _check(self, layer: int, block: int, number: int, ticket: int) -> None:
+    def _error(self, layer: int, block: int, number: int, ticket: int) -> StoreError:
         """StoreError for a cell, counted in the order of bytes, that could not be read."""
         file, offset, _ = (int(n) for n in self.places[layer][block])
         size = self.geometry.cell_bytes(layer)
-        self.reader.check(ticket, file, offset + number * size, size)
+        return self.reader.error(ticket, file, offset + number * size, size)
 
     def shrink(self, n_tokens: int) -> None:
         """Forget everything from n_tokens on, and bring back what the layers see of the rest."""

@@ -86,17 +86,28 @@ def test_hints_do_not_ride_with_demands(setting) -> None:
     assert runs() == [(0, 1), (1, 3)]
 
 
-def test_neighbours_of_another_file(setting, disk_file) -> None:
+def test_neighbours_of_another_file(setting, disk_file, tmp_path) -> None:
+    """Never read together, though a small queue has them in the same buckets."""
     from hga.kvstore.memory import aligned_zeros
     from hga.kvstore.reader import Request
 
-    reader, _, runs = setting()
-    files = [reader.add_file(disk_file[0]) for _ in range(2)]
-    room = aligned_zeros(2 * CELL)
-    for i, file in enumerate(files):
-        request = Request(file, CELL * i, CELL, room.ctypes.data + CELL * i)
-        reader.submit([request])
-    assert runs() == [(0, 1), (1, 1)]
+    reader, _, runs = setting(n_entries=8)
+    data = [disk_file[1], disk_file[1][::-1].copy()]
+    other = tmp_path / "other"
+    data[1].tofile(other)
+    files = [reader.add_file(path) for path in (disk_file[0], other)]
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        which, first = rng.integers(0, 2, 6), int(rng.integers(500))
+        out, tickets = aligned_zeros(6 * CELL).reshape(-1, CELL), []
+        for i, w in enumerate(which):
+            place = CELL * (first + i)
+            tickets.append(reader.submit([Request(files[w], place, CELL, out[i].ctypes.data)]))
+        runs()
+        for i, w in enumerate(which):
+            place = CELL * (first + i)
+            assert (out[i] == data[w][place : place + CELL]).all()
+    assert reader.stats["merged"] > 0
 
 
 def test_a_promoted_hint(setting) -> None:
