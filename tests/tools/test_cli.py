@@ -115,7 +115,7 @@ def test_version(capsys):
         (["sessions", "rm", "x", "a/b"], "no session 'x' in"),
         (["sessions", "fork", "x", ".."], "invalid session name '..'"),
         (["run", "--kv-type", "q8"], "not available in this version"),
-        (["run", "--io", "uring"], "not available in this version"),
+        (["run", "--io", "tape"], "unknown io 'tape'"),
         (["run", "-p", " "], "the prompt is empty"),
         (["run", "-m"], "expected one argument"),
         (["run", "-f", "/no/such/file"], "/no/such/file: No such file"),
