@@ -84,13 +84,14 @@ def measure(
 
     Reads of PIECE bytes follow one another, smaller ones lie anywhere.
     """
-    from hga.kvstore.reader import Reader, aligned_bytes
+    from hga.kvstore.memory import aligned_zeros
+    from hga.kvstore.reader import Reader
 
     with Reader.open(way, n_threads=n_threads, merge_bytes=0) as reader:
         index = reader.add_file(path, direct)
         if reader.notices:
             return reader.notices[0]
-        out, tickets = aligned_bytes(n * n_bytes), np.zeros(n, np.int64)
+        out, tickets = aligned_zeros(n * n_bytes), np.zeros(n, np.int64)
         # Backed before it is timed: a new page of memory costs as much as a read of one.
         out[:] = 0
         places = np.arange(n)
@@ -118,9 +119,10 @@ def figures(results: list[tuple[float, float]], n_bytes: int, n: int) -> dict[st
 
 def latency(path: Path, reps: int) -> float:
     """Median microseconds of one cold read of 8 KiB that a thread waits for, nothing else going."""
-    from hga.kvstore.reader import Reader, aligned_bytes
+    from hga.kvstore.memory import aligned_zeros
+    from hga.kvstore.reader import Reader
 
-    times, out = [], aligned_bytes(8192)
+    times, out = [], aligned_zeros(8192)
     with Reader.open() as reader:
         index = reader.add_file(path)
         drop(path)

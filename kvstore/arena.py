@@ -1,58 +1,53 @@
-"""RamArena: pages and key sketches of one sequence in memory, allocated as the context grows.
+"""RamArena: blocks and key sketches of one sequence in memory, allocated as the context grows.
 
-Pages come in slabs of several chunks; the table of page addresses covers the whole context from
-the start, so that kernels keep one pointer. Freed slabs return to the system.
+Blocks come in slabs of 1024 tokens; the table of cell addresses covers the whole context from the
+start, so that kernels keep one pointer. Freed slabs return to the system.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import StoreError
-from .geometry import GROUPS_PER_CHUNK, Geometry, n_chunks
+from .geometry import (
+    BLOCK_TOKENS,
+    CELL_TOKENS,
+    CELLS_PER_BLOCK,
+    GROUP_TOKENS,
+    GROUPS_PER_BLOCK,
+    Geometry,
+    n_blocks,
+)
+from .index import Index
+from .memory import aligned_zeros
 
-# Chunks allocated at a time: 1024 tokens.
-SLAB_CHUNKS = 16
+# Blocks allocated at a time.
+SLAB_BLOCKS = 8
+SLAB_TOKENS = SLAB_BLOCKS * BLOCK_TOKENS
 
 
-class RamArena:
-    """Owner of one sequence's pages. Not thread-safe; a view lives until `close` or `shrink`."""
+class RamArena(Index):
+    """Owner of one sequence's blocks. Not thread-safe; a view lives until `close` or `shrink`."""
 
     def __init__(self, geometry: Geometry, ctx: int) -> None:
-        self.geometry = geometry
-        self.ctx = ctx
+        super().__init__(geometry, ctx)
         self._slabs: list[NDArray[np.uint8]] = []
-        n_layers = len(geometry.layers)
         # Rounded up to a slab, so that growing never writes past the table.
-        width = -(-n_chunks(ctx) // SLAB_CHUNKS) * SLAB_CHUNKS
-        self.pages: NDArray[np.int64] = np.zeros((n_layers, width), np.int64)
-        self._offsets = [geometry.page_offset(i) for i in range(n_layers)]
+        width = -(-n_blocks(ctx) // SLAB_BLOCKS) * SLAB_BLOCKS * CELLS_PER_BLOCK
+        # Per layer int64 [G, cells]: the address of every cell, 0 where there is none.
         # np.zeros maps memory that is only backed once written, so a long context costs nothing.
-        self.sketches = [
-            np.zeros((s.n_kv_heads, geometry.sketch_head_bytes(i, ctx)), np.uint8)
-            if s.routed
-            else None
-            for i, s in enumerate(geometry.layers)
+        self.cells: list[NDArray[np.int64]] = [
+            np.zeros((shape.n_kv_heads, width), np.int64) for shape in geometry.layers
         ]
-
-        self._summaries: dict[int, NDArray[np.float32]] = {}
-
-    def summaries(self, layer: int) -> NDArray[np.float32]:
-        """Room for the summaries of the published rule, float32 [G, chunks * 5 * D] of a routed
-        layer, made at first use."""
-        if layer not in self._summaries:
-            size = self.geometry.summary_head_bytes(layer, self.ctx) // 4
-            heads = self.geometry.layers[layer].n_kv_heads
-            self._summaries[layer] = np.zeros((heads, size), np.float32)
-        return self._summaries[layer]
+        self._offsets = [geometry.cell_offsets(i) for i in range(len(geometry.layers))]
 
     @property
     def capacity(self) -> int:
-        """Tokens that have pages."""
-        return len(self._slabs) * SLAB_CHUNKS * 64
+        """Tokens that have cells."""
+        return len(self._slabs) * SLAB_TOKENS
 
     @property
     def allocated_bytes(self) -> int:
-        """Bytes of all pages."""
+        """Bytes of all blocks."""
         return sum(slab.nbytes for slab in self._slabs)
 
     def reserve(self, n_tokens: int) -> None:
@@ -60,35 +55,43 @@ class RamArena:
         if n_tokens > self.ctx:
             raise StoreError(f"{n_tokens} tokens do not fit in a context of {self.ctx}")
         while self.capacity < n_tokens:
-            size = SLAB_CHUNKS * self.geometry.chunk_bytes
+            size = self.geometry.block_kv_bytes
             try:
-                slab = np.zeros(size, np.uint8)
+                slab = aligned_zeros(SLAB_BLOCKS * size)
             except MemoryError:
                 raise StoreError(
-                    f"no memory for {size} more bytes of keys and values at {self.capacity} tokens"
-                    " (a smaller --ctx needs less)"
+                    f"no memory for {SLAB_BLOCKS * size} more bytes of keys and values at"
+                    f" {self.capacity} tokens (a smaller --ctx needs less)"
                 ) from None
-            first = len(self._slabs) * SLAB_CHUNKS
+            first = len(self._slabs) * SLAB_BLOCKS
             self._slabs.append(slab)
-            base = slab.ctypes.data + np.arange(SLAB_CHUNKS) * self.geometry.chunk_bytes
-            for layer, offset in enumerate(self._offsets):
-                self.pages[layer, first : first + SLAB_CHUNKS] = base + offset
+            for block in range(SLAB_BLOCKS):
+                at = (first + block) * CELLS_PER_BLOCK
+                base = slab.ctypes.data + block * size
+                for cells, offsets in zip(self.cells, self._offsets):
+                    cells[:, at : at + CELLS_PER_BLOCK] = base + offsets
 
     def shrink(self, n_tokens: int) -> None:
         """Free the slabs beyond n_tokens."""
-        keep = -(-n_chunks(n_tokens) // SLAB_CHUNKS)
+        keep = -(-n_tokens // SLAB_TOKENS)
         del self._slabs[keep:]
-        self.pages[:, keep * SLAB_CHUNKS :] = 0
+        for cells in self.cells:
+            cells[:, keep * SLAB_TOKENS // CELL_TOKENS :] = 0
 
     def close(self) -> None:
         """Free everything."""
         self.shrink(0)
 
+    def block_kv(self, block: int) -> NDArray[np.uint8]:
+        """A view of the keys and values of a block, uint8 [block_kv_bytes]."""
+        slab, inside = divmod(block, SLAB_BLOCKS)
+        size = self.geometry.block_kv_bytes
+        return self._slabs[slab][inside * size : (inside + 1) * size]
+
     def record(self, layer: int, head: int, group: int) -> NDArray[np.float16]:
         """A view of one record (tests and inspection); group counts from 0."""
-        chunk, inside = divmod(group, GROUPS_PER_CHUNK)
-        slab, slot = divmod(chunk, SLAB_CHUNKS)
-        start = slot * self.geometry.chunk_bytes + self._offsets[layer]
-        start += self.geometry.record_offset(layer, head, inside)
-        data = self._slabs[slab][start : start + self.geometry.record_bytes(layer)]
-        return data.view(np.float16)
+        block, inside = divmod(group, GROUPS_PER_BLOCK)
+        cell, half = divmod(inside, CELL_TOKENS // GROUP_TOKENS)
+        size = self.geometry.record_bytes(layer)
+        start = int(self._offsets[layer][head, cell]) + half * size
+        return self.block_kv(block)[start : start + size].view(np.float16)

@@ -1,5 +1,9 @@
-"""The exception of this folder."""
+"""The exceptions of this folder."""
 
 
 class StoreError(OSError):
     """Keys and values cannot be stored or read back."""
+
+
+class SessionError(StoreError):
+    """A session folder is damaged, or is not one that this version or this model can use."""

@@ -1,19 +1,27 @@
 """Geometry: how many bytes keys, values and sketches take, and where a record lies in a page.
 
 A page is one chunk of 64 tokens of one layer: for each KV head eight groups of 8 tokens, a record
-each, keys and values adjacent, float16 (kernels/cpu/attention.py, docs/format.md). The pages of a
-chunk lie together, layer after layer. This is the only place with offset arithmetic outside the
-kernels.
+each, keys and values adjacent, float16 (kernels/cpu/attention.py, docs/format.md). Two records of
+a KV head are a cell, what is read at a time. Two chunks are a block, what is written at a time:
+the pages of a layer lie together, layer after layer. This is the only place with offset arithmetic
+outside the kernels.
 """
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 CHUNK_TOKENS = 64
 GROUP_TOKENS = 8
 GROUPS_PER_CHUNK = CHUNK_TOKENS // GROUP_TOKENS
+CELL_TOKENS = 16
+CELLS_PER_CHUNK = CHUNK_TOKENS // CELL_TOKENS
 # Groups whose key sketches lie together and are scored at a time.
 GROUPS_PER_BLOCK = 16
 BLOCK_TOKENS = GROUPS_PER_BLOCK * GROUP_TOKENS
+CHUNKS_PER_BLOCK = BLOCK_TOKENS // CHUNK_TOKENS
+CELLS_PER_BLOCK = BLOCK_TOKENS // CELL_TOKENS
 # The published rule sums up a chunk and its groups of 16 tokens, a vector each.
 VECTORS_PER_CHUNK = 5
 
@@ -39,22 +47,39 @@ class Geometry:
         """One group of 8 tokens of one KV head, keys and values."""
         return GROUP_TOKENS * self.layers[layer].head_dim * 2 * 2
 
+    def cell_bytes(self, layer: int) -> int:
+        """One cell of 16 tokens of one KV head."""
+        return CELL_TOKENS // GROUP_TOKENS * self.record_bytes(layer)
+
     def page_bytes(self, layer: int) -> int:
         """One chunk of 64 tokens of a layer."""
         return GROUPS_PER_CHUNK * self.record_bytes(layer) * self.layers[layer].n_kv_heads
 
-    def page_offset(self, layer: int) -> int:
-        """Where the layer's page begins inside the pages of a chunk."""
-        return sum(self.page_bytes(i) for i in range(layer))
+    def layer_offset(self, layer: int) -> int:
+        """Where the layer's pages begin inside a block."""
+        return CHUNKS_PER_BLOCK * sum(self.page_bytes(i) for i in range(layer))
 
     @property
-    def chunk_bytes(self) -> int:
-        """The pages of all layers of one chunk."""
-        return self.page_offset(len(self.layers))
+    def block_kv_bytes(self) -> int:
+        """Keys and values of all layers of one block."""
+        return self.layer_offset(len(self.layers))
 
-    def record_offset(self, layer: int, head: int, group: int) -> int:
-        """Offset in the layer's page of a KV head's record of group 0..7 of the chunk."""
-        return (head * GROUPS_PER_CHUNK + group) * self.record_bytes(layer)
+    def kv_bytes(self, n_tokens: int) -> int:
+        """Keys and values of the whole model for a context of n_tokens, in whole chunks."""
+        return n_chunks(n_tokens) * (self.block_kv_bytes // CHUNKS_PER_BLOCK)
+
+    def cell_offsets(self, layer: int) -> NDArray[np.int64]:
+        """int64 [G, 8]: offset in a block of every cell of the layer."""
+        heads = self.layers[layer].n_kv_heads
+        head, chunk, cell = np.ogrid[:heads, :CHUNKS_PER_BLOCK, :CELLS_PER_CHUNK]
+        number = (chunk * heads + head) * CELLS_PER_CHUNK + cell
+        offsets = self.layer_offset(layer) + number.astype(np.int64) * self.cell_bytes(layer)
+        return offsets.reshape(heads, CELLS_PER_BLOCK)
+
+    @property
+    def block_index_bytes(self) -> int:
+        """Key sketches of all routed layers of one block."""
+        return self.sketch_bytes(BLOCK_TOKENS)
 
     def sketch_head_bytes(self, layer: int, n_tokens: int) -> int:
         """Key sketches of one KV head for n_tokens, in whole blocks (kernels/cpu/sketch.py)."""
@@ -85,6 +110,11 @@ class Geometry:
 def padded_head_dim(head_dim: int) -> int:
     """Dimensions of a stored head: the model's, rounded up to the kernels' 32."""
     return -(-head_dim // 32) * 32
+
+
+def n_blocks(n_tokens: int) -> int:
+    """Blocks that hold n_tokens."""
+    return -(-n_tokens // BLOCK_TOKENS)
 
 
 def n_chunks(n_tokens: int) -> int:

@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import StoreError
+from .memory import aligned_zeros
 from .reader_files import DiskFile, open_file
 from .reader_modes import MODES, Way, choose
-from .reader_request import Request, aligned_bytes, read_error
+from .reader_request import Request, read_error
 
-__all__ = ["MODES", "Reader", "Request", "aligned_bytes"]
+__all__ = ["MODES", "Reader", "Request"]
 
 Report = Callable[[str], None]
 
@@ -208,7 +209,7 @@ class Reader:
         seed: int = 0,
     ) -> NDArray[np.uint8]:
         """Read n_bytes into dest (uint8, contiguous; None: new memory) and return it."""
-        out = aligned_bytes(n_bytes) if dest is None else dest
+        out = aligned_zeros(n_bytes) if dest is None else dest
         if out.nbytes < n_bytes or not out.flags.c_contiguous or not out.flags.writeable:
             raise ValueError(f"{n_bytes} bytes need writable, contiguous memory of that size")
         request = Request(file, offset, n_bytes, out.ctypes.data, sum, seed)

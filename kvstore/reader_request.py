@@ -4,11 +4,7 @@ import errno
 import os
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .errors import StoreError
-from .reader_files import PAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +20,6 @@ class Request:
     dest: int
     sum: int | None = None
     seed: int = 0
-
-
-def aligned_bytes(n_bytes: int) -> NDArray[np.uint8]:
-    """uint8 [n_bytes] that begins at a page, as O_DIRECT wants it."""
-    memory = np.empty(n_bytes + PAGE_BYTES, np.uint8)
-    start = -memory.ctypes.data % PAGE_BYTES
-    return memory[start : start + n_bytes]
 
 
 def read_error(ticket: int, name: str, offset: int, n_bytes: int) -> StoreError:

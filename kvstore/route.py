@@ -15,11 +15,13 @@ from .geometry import CHUNK_TOKENS, GROUP_TOKENS
 SINK_TOKENS = 16
 WINDOW_TOKENS = 64
 # `auto` reads every group with this share of a query head's attention mass, as estimated, but no
-# fewer tokens than the second number and no more than the third, or that share of the context.
+# fewer tokens than the second number and no more than the third, or that share of the context, up
+# to the fifth number.
 AUTO_SHARE = 0.0005
 AUTO_LEAST = 512
 AUTO_MOST = 4096
 AUTO_MOST_SHARE = 1 / 4
+AUTO_MOST_EVER = 16384
 # The published rule reads two chunks at the start and the last eight, and opens 20 chunks for
 # 32 groups of 16 tokens (arXiv 2606.30709, the reference code's defaults).
 PAPER_SINK_CHUNKS, PAPER_RECENT_CHUNKS = 2, 8
@@ -77,7 +79,7 @@ class Budget:
             return self.tokens
         if self.share:
             return int(self.share * n_tokens)
-        return max(AUTO_MOST, int(AUTO_MOST_SHARE * n_tokens))
+        return max(AUTO_MOST, min(int(AUTO_MOST_SHARE * n_tokens), AUTO_MOST_EVER))
 
 
 @dataclass(frozen=True, slots=True)

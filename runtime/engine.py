@@ -5,23 +5,28 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from hga.kvstore.geometry import GROUP_TOKENS, Geometry, LayerShape, padded_head_dim
+from hga.kvstore.arena import RamArena
+from hga.kvstore.disk_arena import DiskArena
+from hga.kvstore.geometry import GROUP_TOKENS
+from hga.kvstore.reader import Reader
 from hga.kvstore.route import Budget, Router
+from hga.kvstore.store import SessionStore
 from hga.models.plan import ModelPlan
 
 from . import budget
 from .container import ModelFile
+from .kv_folder import remove_store, temporary_store
 from .options import Options
-from .session import ContextError, Session
+from .planning import geometry_of, place_model
+from .saved import SavedSession, fingerprint, make_store, session_folder
+from .session import Session
+from .session_types import ContextError
 
 if TYPE_CHECKING:
     from .template import ChatTemplate
     from .tokenizer import Tokenizer
 
 __all__ = ["ContextError", "Engine", "Session"]
-
-# Process, interpreter, libraries and compiled kernels, measured with the demo model.
-_RUNTIME_BYTES = 160 << 20
 
 
 def _open_model(path: Path, notices: list[str]) -> ModelFile:
@@ -66,16 +71,13 @@ class Engine:
                     f"context {self.ctx} is longer than the {self.plan.ctx_train} tokens that the"
                     " model was trained on: quality is not assured"
                 )
-            self.geometry = Geometry(
-                tuple(
-                    LayerShape(a.n_kv_heads, padded_head_dim(a.head_dim), routed=a.window == 0)
-                    for a in (layer.attention for layer in self.plan.layers)
-                ),
-                options.sketch_bits,
-            )
+            self.geometry = geometry_of(self.plan, options.sketch_bits)
             self._note_small_budget()
             self._tokenizer: Tokenizer | None = None
+            self._reader: Reader | None = None
             self._template: ChatTemplate | None = None
+            self.windows = tuple(layer.attention.window for layer in self.plan.layers)
+            self.placement = place_model(self.model, self.geometry, self.ctx, options)
             budget.check(self.bill(), options.mem)
             self._open_kernels(cache_dir, report)
         except BaseException:
@@ -161,18 +163,7 @@ class Engine:
 
     def bill(self) -> list[budget.BillLine]:
         """What the model takes at the full context, an upper bound item by item."""
-        weights = sum(segment.nbytes for segment in self.model.segments)
-        chunks = -(-self.ctx // 64)
-        lines = [
-            budget.BillLine("weights", weights),
-            budget.BillLine("keys and values", chunks * self.geometry.chunk_bytes, True),
-            budget.BillLine("key sketches", self.geometry.sketch_bytes(self.ctx), True),
-            budget.BillLine("runtime and scratch", _RUNTIME_BYTES),
-        ]
-        if self.options.attention == "hga-paper":
-            summaries = self.geometry.summary_bytes(self.ctx)
-            lines.insert(3, budget.BillLine("chunk summaries", summaries, True))
-        return lines
+        return list(self.placement.bill)
 
     def resident_bytes(self) -> int:
         """Memory of this process that is in RAM now."""
@@ -180,15 +171,122 @@ class Engine:
 
         return int(psutil.Process().memory_info().rss)
 
-    def session(self, name: str | None = None) -> Session:
-        """A new, empty timeline. Named, durable sessions are refused: not in this version."""
-        if name is not None:
-            raise ValueError("named sessions are not available in this version")
-        return Session(self, self.options.attention, self.options.budget)
+    @property
+    def sessions_dir(self) -> Path:
+        """The folder of named sessions."""
+        chosen = self.options.sessions_dir or self.options.kv_dir
+        if chosen is not None:
+            return chosen
+        import platformdirs
+
+        return platformdirs.user_state_path("hga", appauthor=False) / "sessions"
+
+    def session(
+        self,
+        name: str | None = None,
+        new: bool | None = None,
+        attention: str | None = None,
+        budget: str | None = None,
+    ) -> Session:
+        """A new, empty timeline; with a name a durable one, as its last `save` left it.
+
+        new: None opens a named session or makes it, True only makes it, False only opens it.
+        attention and budget: others than the engine's. Raises OptionError for a bad name,
+        FileNotFoundError, StoreError where it is in use or exists, SessionError where it is
+        damaged or does not fit this engine.
+        """
+        attention = attention or self.options.attention
+        budget = budget or self.options.budget
+        if name is None:
+            return Session(self, self._new_arena(), attention, budget)
+        folder = session_folder(self.sessions_dir, name)
+        stamp = fingerprint(self, attention, budget, self.options.prefill)
+        new = not folder.exists() if new is None else new
+        store = make_store(self, folder, stamp) if new else SessionStore.open(folder, stamp)
+        try:
+            session = Session(self, self._new_arena(store), attention, budget)
+        except BaseException:
+            store.close()
+            raise
+        session.saved = SavedSession(self, session, store)
+        if not new:
+            try:
+                session.saved.restore()
+            except BaseException:
+                session.close()
+                raise
+        return session
+
+    def save_as(self, session: Session, name: str, note: str = "") -> Session:
+        """Save a session under a new name and return the one to go on with: itself, or another in
+        its place, which is then for the caller to close. A named one stays as it is under its old
+        name. Raises as `session` does."""
+        folder = session_folder(self.sessions_dir, name)
+        if isinstance(session.arena, DiskArena):
+            # Its pages are shared with the new session, which needs a reader of its own.
+            saved = session.saved or SavedSession(self, session, session.arena.store)
+            saved.save(note if session.saved is None else None)
+            notices = saved.store.fork(folder)
+            other = self.session(name, False, session.attention, session.budget)
+            assert other.saved is not None
+            other.saved.notices += notices
+            other.save(note)
+            return other
+        if session.saved is not None:
+            session.saved.move_to(folder, note)
+            return session
+        stamp = fingerprint(self, session.attention, session.budget, session.prefill)
+        saved = SavedSession(self, session, make_store(self, folder, stamp))
+        try:
+            saved.save(note)
+        except BaseException:
+            saved.close()
+            raise
+        session.saved = saved
+        return session
+
+    @property
+    def reader(self) -> Reader:
+        """The reader of keys and values on disk, started at first use."""
+        if self._reader is None:
+            self._reader = Reader.open(self.options.io, report=self._note)
+            self.forward_pass.connect(self._reader.address)
+        return self._reader
+
+    @property
+    def io(self) -> str | None:
+        """How keys and values on disk are read, such as "threads"; None where none are."""
+        return self._reader.mode if self._reader is not None else None
+
+    def _note(self, text: str) -> None:
+        self.notices.append(text)
+
+    def _new_arena(self, named: SessionStore | None = None) -> RamArena | DiskArena:
+        """An arena over a named session's store, which stays the caller's, or one of its own."""
+        if not self.placement.on_disk:
+            return RamArena(self.geometry, self.ctx)
+        store = named or temporary_store(self.geometry, self.options.kv_dir)
+        try:
+            return DiskArena(
+                self.geometry,
+                self.ctx,
+                self.windows,
+                store,
+                self.reader,
+                self.placement.frame_bytes,
+                self.placement.overflow_cells,
+                lambda: None if named else remove_store(store),
+            )
+        except BaseException:
+            if named is None:
+                remove_store(store)
+            raise
 
     def close(self) -> None:
         """Stop the threads and release the model."""
         self._backend.close()
+        if self._reader is not None:
+            self._reader.close()
         self.model.close()
 
     def __enter__(self) -> Self:

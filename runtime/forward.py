@@ -66,6 +66,7 @@ class ForwardPass:
         self.block_tokens = min(PREFILL_TOKENS, _round_up(ctx, 16))
         self._vocab16 = _round_up(plan.vocab_size, 16)
         self._vocab = plan.vocab_size
+        self.hidden = plan.hidden
         self._ropes = RopeTables(weights.ropes, self.block_tokens)
         self._tokens = np.zeros(self.block_tokens, np.int64)
         self._counters = np.zeros(24, np.int64)
@@ -74,6 +75,15 @@ class ForwardPass:
         self._call: NDArray[Any] = np.zeros(1, CALL)
         self._allocate(ctx)
         self._call[0]["sketch_bits"] = sketch_bits
+
+    def connect(self, io_queue: int) -> None:
+        """Say where single tokens ask for cells on disk: the address of a reader's queue."""
+        self._call[0]["io_queue"] = io_queue
+
+    @property
+    def io_problem(self) -> int:
+        """What a read of the last call failed by, below 0 (kvstore/reader.py); 0: nothing did."""
+        return int(self._call[0]["io_problem"])
 
     @property
     def scratch_bytes(self) -> int:
@@ -104,7 +114,8 @@ class ForwardPass:
             c[name]["values"] = take(4 * t * columns)
             c[name]["codes"] = take(t * columns)
             c[name]["scales"], c[name]["sums"] = take(t * columns // 8), take(t * columns // 4)
-        c["residual"], c["proj"] = take(4 * t * plan.hidden), take(4 * t * plan.hidden)
+        self._residual = take(4 * t * plan.hidden)
+        c["proj"] = take(4 * t * plan.hidden)
         for name, columns in (("q", heads_dim), ("k", kv_dim), ("v", kv_dim)):
             c[name] = take(4 * t * columns)
             if any(a.head_dim != padded_head_dim(a.head_dim) for a in attention):
@@ -139,7 +150,6 @@ class ForwardPass:
         c["embed"], c["head"] = self._weights.embed, self._weights.head
         c["final_norm"], c["hidden"] = self._weights.final_norm, plan.hidden
         c["eps"], c["embed_scale"] = plan.norm_eps, plan.embed_scale
-        c["last_layer"], c["embed_first"] = len(plan.layers), 1
         c["tokens"] = self._tokens.ctypes.data
         c["cos"], c["sin"] = self._ropes.cos.ctypes.data, self._ropes.sin.ctypes.data
         c["rope_bytes"], c["half_bytes"] = self._ropes.cos.strides[0], self._ropes.cos.strides[1]
@@ -167,26 +177,80 @@ class ForwardPass:
         of a prompt read. The returned view is overwritten by the next call.
         """
         n = len(tokens)
+        self._tokens[:n] = tokens
+        c = self._call[0]
+        c["embed_first"], c["first_layer"], c["last_layer"] = 1, 0, len(layers)
+        c["residual"] = self._residual
+        c["rule"], c["n_sinks"], c["n_window"] = limits.rule, limits.sinks, limits.window
+        c["n_least"], c["n_most"] = limits.least, limits.most
+        c["least_share"] = limits.least_share
+        c["n_chunks"], c["summed_chunks"] = limits.chunks, summed_chunks
+        self._set_units(units)
+        return self._launch(layers, n, position, n_logits)
+
+    def _set_units(self, units: Units) -> None:
+        c = self._call[0]
+        c["unit_sinks"], c["unit_window"] = units.sinks, units.window_tokens
+        c["unit_least"], c["unit_share"] = units.least, units.share
+        c["unit_exact"] = units.exact_tokens
+
+    def _launch(
+        self, layers: NDArray[Any], n: int, position: int, n_logits: int
+    ) -> NDArray[np.float32]:
         assert 0 < n <= self.block_tokens and n_logits <= min(n, LOGIT_ROWS)
         if n_logits > self._logit_rows:
             self._logit_rows = LOGIT_ROWS
             self._call["logits"] = self._buffers.take(4 * LOGIT_ROWS * self._vocab16)
-        self._tokens[:n] = tokens
         self._ropes.fill(position, n)
         self._counters[:] = 0
         c = self._call[0]
         c["layers"], c["n_tokens"], c["position"] = layers.ctypes.data, n, position
         c["n_logits"] = n_logits
-        c["rule"], c["n_sinks"], c["n_window"] = limits.rule, limits.sinks, limits.window
-        c["n_least"], c["n_most"] = limits.least, limits.most
-        c["least_share"] = limits.least_share
-        c["n_chunks"], c["summed_chunks"] = limits.chunks, summed_chunks
-        c["unit_sinks"], c["unit_window"] = units.sinks, units.window_tokens
-        c["unit_least"], c["unit_share"] = units.least, units.share
-        c["unit_exact"] = units.exact_tokens
         c["n_attended"], c["n_read_groups"], c["n_read_bytes"], c["n_routed"] = 0, 0, 0, 0
+        c["io_problem"], c["now"] = 0, c["now"] + 1
         self._backend.forward(self._call.ctypes.data)
         return self._buffers.view(int(c["logits"]), (n_logits, self._vocab16))[:, : self._vocab]
+
+    def _run_part(
+        self,
+        layers: NDArray[Any],
+        first: int,
+        last: int,
+        residual: NDArray[np.float32],
+        position: int,
+        n_logits: int = 0,
+    ) -> NDArray[np.float32]:
+        c = self._call[0]
+        c["first_layer"], c["last_layer"], c["rule"] = first, last, 0
+        c["residual"] = residual.ctypes.data
+        return self._launch(layers, len(residual), position, n_logits)
+
+    def embed(
+        self, layers: NDArray[Any], tokens: NDArray[np.int64], residual: NDArray[np.float32]
+    ) -> None:
+        """Embed tokens [T] into the residual stream, float32 [T, hidden], at most block_tokens."""
+        self._tokens[: len(tokens)] = tokens
+        self._call[0]["embed_first"] = 1
+        self._run_part(layers, 0, 0, residual, 0)
+
+    def run_layer(
+        self,
+        layers: NDArray[Any],
+        layer: int,
+        residual: NDArray[np.float32],
+        position: int,
+        units: Units = NO_UNITS,
+    ) -> None:
+        """Take T tokens of a prompt at positions position… through one layer, in place."""
+        self._call[0]["embed_first"] = 0
+        self._set_units(units)
+        self._run_part(layers, layer, layer + 1, residual, position)
+
+    def head(self, layers: NDArray[Any], residual: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits [T, V] of the tokens of a residual stream that is through all layers."""
+        self._call[0]["embed_first"] = 0
+        n = len(layers)
+        return self._run_part(layers, n, n, residual, 0, len(residual))
 
     @property
     def attended(self) -> float:

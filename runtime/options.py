@@ -8,6 +8,7 @@ powers of 1024, as llama.cpp's users and the design write them (64k = 65,536).
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from hga.kvstore.route import Budget
 
@@ -20,9 +21,10 @@ _OFFERED = {
     "attention": ("hga", "hga-paper", "dense"),
     "prefill": ("exact", "hga"),
     "device": ("cpu",),
-    "io": ("auto",),
+    "kv": ("auto", "ram", "disk"),
+    "io": ("auto", "uring", "threads", "mmap"),
 }
-_LATER = {"device": ("cuda",), "io": ("uring", "threads", "mmap")}
+_LATER = {"device": ("cuda",)}
 
 
 class OptionError(ValueError):
@@ -81,8 +83,12 @@ class Options:
     the compute threads (None: the machine's cores), `mem` the byte budget for weights, KV, indices
     and scratch together (None: no limit), `attention` how single tokens attend (hga,
     hga-paper or dense), `budget` what `parse_budget` takes,
-    `prefill` how prompts attend (exact or hga), and `sketch_bits` the bits per dimension of the
-    sketches that routing reads (2, or 1 for half the index at some loss).
+    `prefill` how prompts attend (exact or hga), `kv` where keys and values lie (ram, disk, or
+    auto: in memory if the budget holds them), `kv_dir` the folder for those on disk (None: one in
+    the user's cache), `sessions_dir` that for named sessions (None: `kv_dir`, or one in the user's
+    state folder), `io` how the disk is read (auto, uring, threads or mmap), and `sketch_bits`
+    the bits per dimension of the sketches that routing reads (2, or 1 for half the index at some
+    loss).
     Raises OptionError on a value that this version cannot honour.
     """
 
@@ -94,6 +100,10 @@ class Options:
     device: str = "cpu"
     prefill: str = "exact"
     sketch_bits: int = 2
+    kv: str = "auto"
+    kv_dir: Path | None = None
+    sessions_dir: Path | None = None
+    io: str = "auto"
 
     def __post_init__(self) -> None:
         for name, value in (("ctx", self.ctx), ("threads", self.threads), ("mem", self.mem)):
@@ -102,6 +112,10 @@ class Options:
         require_available("attention", self.attention)
         require_available("device", self.device)
         require_available("prefill", self.prefill)
+        require_available("kv", self.kv)
+        require_available("io", self.io)
+        if self.kv == "disk" and self.attention == "hga-paper":
+            raise OptionError("attention 'hga-paper' reads every key: kv 'disk' cannot serve it")
         if self.sketch_bits not in (1, 2):
             raise OptionError(f"sketch_bits is {self.sketch_bits}: expected 1 or 2")
         parse_budget(self.budget)

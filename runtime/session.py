@@ -6,93 +6,57 @@ interrupted leaves them at the last block that was completed.
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hga.kvstore.arena import RamArena
+from hga.kvstore.disk_arena import DiskArena, ReadCounts
 from hga.kvstore.geometry import CHUNK_TOKENS
 from hga.kvstore.route import EVERYTHING, PREFILLS, RULES, Budget, Route, Router
+from hga.kvstore.stage import Stage
 
 from .forward import LOGIT_ROWS
+from .marks import DECODED, FIRST_OF_A_CALL
+from .placement import SEGMENT_TOKENS
+from .prompt import check_ids, cuts, pass_layers
+from .session_types import ContextError, Logits, StopReason, TokenSampler
+from .turn_stats import TurnStats
 
 if TYPE_CHECKING:
     from .engine import Engine
-
-Logits = NDArray[np.float32]
-StopReason = Literal["eos", "length", "ctx", "interrupt"]
-
-
-class ContextError(ValueError):
-    """A prompt does not fit in the context."""
-
-
-class TokenSampler(Protocol):
-    """What `generate` needs of a sampler."""
-
-    def sample(self, logits: Logits, recent: Sequence[int]) -> int:
-        """The next token id."""
-        ...
-
-
-@dataclass(slots=True)
-class TurnStats:
-    """Counters since the last `reset_stats`; times in seconds."""
-
-    reused_tokens: int = 0
-    prompt_tokens: int = 0
-    prefill_s: float = 0.0
-    decode_tokens: int = 0
-    decode_s: float = 0.0
-    attended: float = 0.0
-    kv_bytes: int = 0
-    # Read by decoded tokens: keys and values, and what routing scanned to choose them.
-    read_bytes: int = 0
-    index_bytes: int = 0
-    recalled: float = 0.0
-    recall_tokens: int = 0
-
-    @property
-    def attended_mean(self) -> float | None:
-        """Tokens attended per decoded token, mean over layers; None before the first."""
-        return self.attended / self.decode_tokens if self.decode_tokens else None
-
-    @property
-    def mass_recall(self) -> float | None:
-        """Share of the true attention mass on the tokens attended, mean over full-attention layers
-        and query heads; None unless `Session.measure_recall` was on."""
-        return self.recalled / self.recall_tokens if self.recall_tokens else None
-
-    @property
-    def prefill_tps(self) -> float | None:
-        """Prompt tokens per second."""
-        return self.prompt_tokens / self.prefill_s if self.prefill_s else None
-
-    @property
-    def decode_tps(self) -> float | None:
-        """Generated tokens per second."""
-        return self.decode_tokens / self.decode_s if self.decode_s else None
+    from .saved import SavedSession
 
 
 class Session:
     """Made by `Engine.session`; close it to free its keys and values."""
 
-    def __init__(self, engine: "Engine", attention: str, budget: str) -> None:
+    def __init__(
+        self, engine: "Engine", arena: RamArena | DiskArena, attention: str, budget: str
+    ) -> None:
         self._engine = engine
         self._forward = engine.forward_pass
         self.ctx = engine.ctx
         self.tokens: list[int] = []
+        # How each token was run (marks.py); how many are as the last save has them.
+        self.marks, self.n_unchanged = bytearray(), 0
+        self.saved: SavedSession | None = None
         self.stats = TurnStats()
         self.stop_reason: StopReason | None = None
-        self._arena = RamArena(engine.geometry, engine.ctx)
+        self._arena = arena
         self._layers = engine.weights.layers.copy()
+        if isinstance(arena, DiskArena):
+            for i, shape in enumerate(engine.geometry.layers):
+                if shape.routed:
+                    self._layers[i]["residency"] = arena.frames.records[i : i + 1].ctypes.data
         for i, sketches in enumerate(self._arena.sketches):
-            self._layers[i]["pages"] = self._arena.pages[i].ctypes.data
+            self._layers[i]["cells"] = self._arena.cells[i].ctypes.data
+            self._layers[i]["cell_row"] = self._arena.cells[i].strides[0]
             if sketches is not None:
                 self._layers[i]["sketches"] = sketches.ctypes.data
                 self._layers[i]["head_bytes"] = sketches.strides[0]
+        self._disk = arena.reads if isinstance(arena, DiskArena) else ReadCounts()
         self._logits: Logits = np.zeros(0, np.float32)
         # Chunks whose summaries, of the published rule, are up to date.
         self._summed_chunks = 0
@@ -105,12 +69,19 @@ class Session:
         self.prefill = engine.options.prefill
 
     @property
+    def on_disk(self) -> bool:
+        """Whether keys and values lie on disk, and in memory only in part."""
+        return isinstance(self._arena, DiskArena)
+
+    @property
     def measure_recall(self) -> bool:
         """Whether `step` also measures the true attention mass that it attends (slow)."""
         return bool(self._layers["recall"].any())
 
     @measure_recall.setter
     def measure_recall(self, value: bool) -> None:
+        if value and self.on_disk:
+            raise ValueError("to measure recall every key is read: --kv ram holds them")
         for i in self._routed:
             self._layers[i]["recall"] = self._recalls[i].ctypes.data if value else 0
 
@@ -123,6 +94,8 @@ class Session:
     def attention(self, value: str) -> None:
         if value not in RULES:
             raise ValueError(f"unknown attention {value!r}: expected one of {', '.join(RULES)}")
+        if self.on_disk and value in ("hga-paper", "oracle"):
+            raise ValueError(f"attention {value!r} reads every key: --kv ram holds them")
         if value == "hga-paper":
             for i in self._routed:
                 summaries = self._arena.summaries(i)
@@ -181,21 +154,49 @@ class Session:
         limits = EVERYTHING
         if routed:
             limits = Router(self._attention, self._parsed_budget).limits(position + 1)
-        block = np.asarray(ids, np.int64)
-        if block.min() < 0 or block.max() >= self._engine.plan.vocab_size:
-            raise ValueError(f"token ids must lie in 0..{self._engine.plan.vocab_size - 1}")
         logits = self._forward.run(
             self._layers,
-            block,
+            np.asarray(ids, np.int64),
             position,
             n_logits,
             limits,
             self._summed_chunks,
             PREFILLS[self._prefill],
         )
-        self.tokens.extend(int(i) for i in ids)
+        if isinstance(self._arena, DiskArena) and self._forward.io_problem:
+            self._arena.check_reads()
+        self._extend(ids, DECODED if routed else FIRST_OF_A_CALL)
         self.stats.kv_bytes = self._arena.allocated_bytes
         return logits
+
+    def _extend(self, ids: Sequence[int], mark: int) -> None:
+        self.tokens.extend(int(i) for i in ids)
+        self.marks += bytes((mark,)).ljust(len(ids), b"\0")
+
+    def _pass_layers(
+        self, ids: Sequence[int], arena: DiskArena, advance: Callable[[float], None]
+    ) -> NDArray[np.float32]:
+        """Take tokens through the layers of an arena on disk; the timeline grows by them. Returns
+        the residual stream, float32 [T, hidden]."""
+        position = len(self.tokens)
+        stage = Stage(arena, position, position + len(ids))
+        try:
+            units = PREFILLS[self._prefill]
+            residual = pass_layers(
+                self._forward, self._layers, ids, position, stage, units, advance
+            )
+            stage.finish()
+        except BaseException:
+            stage.abandon()
+            raise
+        self._extend(ids, FIRST_OF_A_CALL)
+        self.stats.kv_bytes = arena.allocated_bytes
+        self._count_disk(arena)
+        return residual
+
+    def _head(self, residual: NDArray[np.float32]) -> Logits:
+        """Logits of tokens from the residual stream; overwritten by the next call."""
+        return self._forward.head(self._layers, residual)
 
     def feed(
         self, token_ids: Sequence[int], progress: Callable[[int, int], None] | None = None
@@ -206,31 +207,57 @@ class Session:
         changed, if they do not fit.
         """
         self._check_room(len(token_ids))
-        start = time.perf_counter()
-        step, total, first = self._forward.block_tokens, len(token_ids), 0
-        while first < total:
-            # Calls end at multiples of a chunk, where units of a routed prompt do.
-            size = step - len(self.tokens) % CHUNK_TOKENS if step > CHUNK_TOKENS else step
-            block = token_ids[first : first + size]
-            last = first + size >= total
-            logits = self._run(block, int(last))
-            self.stats.prompt_tokens += len(block)
+        check_ids(token_ids, self._engine.plan.vocab_size)
+        if isinstance(self._arena, DiskArena):
+            self._feed_to_disk(token_ids, self._arena, progress)
+            return
+        start, total = time.perf_counter(), len(token_ids)
+        for first, end in cuts(len(self.tokens), total, self._forward.block_tokens):
+            logits = self._run(token_ids[first:end], int(end == total))
+            self.stats.prompt_tokens += end - first
             self.stats.prefill_s, start = (
                 self.stats.prefill_s + time.perf_counter() - start,
                 time.perf_counter(),
             )
-            if last:
+            if end == total:
                 self._logits = logits[0].copy()
-            first += len(block)
             if progress is not None:
-                progress(first, total)
+                progress(end, total)
+
+    def _feed_to_disk(
+        self,
+        token_ids: Sequence[int],
+        arena: DiskArena,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        total = len(token_ids)
+        for first in range(0, total, SEGMENT_TOKENS):
+            part, start = token_ids[first : first + SEGMENT_TOKENS], time.perf_counter()
+
+            def advance(share: float, first: int = first, n: int = len(part)) -> None:
+                if progress is not None and share < 1:
+                    progress(first + int(share * n), total)
+
+            residual = self._pass_layers(part, arena, advance)
+            self.stats.prompt_tokens += len(part)
+            if first + len(part) == total:
+                self._logits = self._head(residual[-1:])[0].copy()
+            self.stats.prefill_s += time.perf_counter() - start
+            if progress is not None:
+                progress(first + len(part), total)
 
     def step(self, token: int) -> Logits:
         """Append one token as decoding does (routed unless attention is dense); its logits [V]."""
         self._check_room(1)
+        check_ids((token,), self._engine.plan.vocab_size)
         start = time.perf_counter()
         self._recalls[:] = 1
-        self._logits = self._run((token,), 1, self._attention != "dense")[0].copy()
+        if isinstance(self._arena, DiskArena) and self._attention == "dense":
+            residual = self._pass_layers((token,), self._arena, lambda share: None)
+            logits = self._head(residual)
+        else:
+            logits = self._run((token,), 1, self._attention != "dense")
+        self._logits = logits[0].copy()
         self.stats.decode_s += time.perf_counter() - start
         self.stats.decode_tokens += 1
         self._count_reads()
@@ -239,6 +266,8 @@ class Session:
     def _count_reads(self) -> None:
         """Add what the token just decoded read to the counters."""
         stats, forward, geometry = self.stats, self._forward, self._engine.geometry
+        if isinstance(self._arena, DiskArena):
+            self._count_disk(self._arena)
         stats.attended += forward.attended / len(self._layers)
         stats.read_bytes += forward.read_bytes
         if forward.routed_layers and self._attention == "hga-paper":
@@ -251,6 +280,10 @@ class Session:
             rows = [self._recalls[i, : shapes[i].attention.n_heads] for i in self._routed]
             stats.recalled += float(np.concatenate(rows).mean())
             stats.recall_tokens += 1
+
+    def _count_disk(self, arena: DiskArena) -> None:
+        before, self._disk = self._disk, arena.reads
+        self.stats.count_disk(before, self._disk)
 
     def generate(
         self, sampler: TokenSampler, max_tokens: int, stop_ids: Collection[int]
@@ -284,6 +317,16 @@ class Session:
             for token in token_ids:
                 yield self.step(token)[None]
             return
+        check_ids(token_ids, self._engine.plan.vocab_size)
+        if isinstance(self._arena, DiskArena):
+            for first in range(0, len(token_ids), SEGMENT_TOKENS):
+                part = token_ids[first : first + SEGMENT_TOKENS]
+                residual = self._pass_layers(part, self._arena, lambda share: None)
+                for at in range(0, len(part), LOGIT_ROWS):
+                    logits = self._head(residual[at : at + LOGIT_ROWS])
+                    self._logits = logits[-1].copy()
+                    yield logits
+            return
         for first in range(0, len(token_ids), LOGIT_ROWS):
             block = token_ids[first : first + LOGIT_ROWS]
             logits = self._run(block, len(block))
@@ -293,17 +336,15 @@ class Session:
     def fork_point(self, token_ids: Sequence[int]) -> int:
         """Length of the longest common prefix of token_ids and the timeline."""
         n = min(len(token_ids), len(self.tokens))
-        for i in range(n):
-            if token_ids[i] != self.tokens[i]:
-                return i
-        return n
+        return next((i for i in range(n) if token_ids[i] != self.tokens[i]), n)
 
     def truncate(self, n_tokens: int) -> None:
         """Forget everything after the first n_tokens; logits are gone until the next token."""
         if not 0 <= n_tokens <= len(self.tokens):
             raise ValueError(f"cannot keep {n_tokens} of {len(self.tokens)} tokens")
         if n_tokens < len(self.tokens):
-            del self.tokens[n_tokens:]
+            del self.tokens[n_tokens:], self.marks[n_tokens:]
+            self.n_unchanged = min(self.n_unchanged, n_tokens)
             self._arena.shrink(n_tokens)
             self._summed_chunks = min(self._summed_chunks, n_tokens // CHUNK_TOKENS)
             self._logits = np.zeros(0, np.float32)
@@ -316,9 +357,40 @@ class Session:
         by_query = self._attention == "hga-paper"
         return self._forward.last_route(attention.n_heads if by_query else attention.n_kv_heads)
 
+    @property
+    def arena(self) -> RamArena | DiskArena:
+        """Keys, values and sketches (for saving)."""
+        return self._arena
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether `logits` has any."""
+        return bool(len(self._logits))
+
+    def save(self, note: str | None = None) -> None:
+        """Make a named session durable with a text of the caller's (see SavedSession.save)."""
+        if self.saved is None:
+            raise ValueError("the session has no name to be saved under: Engine.session(name)")
+        self.saved.save(note)
+
+    def resume(self, tokens: list[int], marks: bytearray, first: int) -> None:
+        """Take over a timeline that the arena holds, and run what begins at `first`, a decoded
+        token or part of a prompt, once more for the logits of the last token."""
+        self.tokens, self.marks, ids = tokens, marks, tokens[first:]
+        if ids:
+            decoded = marks[first] == DECODED
+            self.truncate(first)
+            if isinstance(self._arena, DiskArena) and not decoded:
+                logits = self._head(self._pass_layers(ids, self._arena, lambda share: None)[-1:])
+            else:
+                logits = self._run(ids, 1, decoded)
+            self._logits = logits[0].copy()
+
     def close(self) -> None:
         """Free keys and values; the session cannot be used afterwards."""
         self._arena.close()
+        if self.saved is not None:
+            self.saved.close()
         self.tokens.clear()
 
     def __enter__(self) -> "Session":

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hga.runtime.session import Session, TurnStats
+    from hga.runtime.session import Session
+    from hga.runtime.turn_stats import TurnStats
 
 
 @dataclass(frozen=True, slots=True)

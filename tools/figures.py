@@ -6,9 +6,9 @@ Every key of interface.md is always present; a figure that does not apply is nul
 import sys
 from typing import TYPE_CHECKING
 
-from hga.kvstore.geometry import CHUNK_TOKENS
-from hga.tools.conversation import Reply
+from hga.kvstore.geometry import BLOCK_TOKENS
 from hga.tools.status import rate, size
+from hga.tools.turns import Reply
 
 if TYPE_CHECKING:
     from hga.runtime.engine import Engine
@@ -30,10 +30,13 @@ def reply_json(reply: Reply, session: "Session", engine: "Engine") -> dict[str, 
         "kv_bytes": session.kv_bytes,
         "read_bytes": session.stats.read_bytes,
         "expert_hit_rate": None,
-        "kv_hit_rate": None,
-        "io": None,
+        "kv_hit_rate": _rounded(session.stats.kv_hit_rate),
+        "io": engine.io,
         "backend": engine.backend,
         "stop": reply.stop,
+        "kv": "disk" if session.on_disk else "ram",
+        "disk_bytes": session.stats.disk_bytes,
+        "stall_s": _rounded(session.stats.stall_s),
     }
 
 
@@ -51,6 +54,9 @@ def turn_line(reply: Reply, session: "Session", engine: "Engine") -> str:
         parts.append(f"attended {stats.attended_mean:,.0f}")
     if stats.read_bytes:
         parts.append(f"read {size(stats.read_bytes)}")
+    if stats.kv_hit_rate is not None:
+        parts.append(f"{100 * stats.kv_hit_rate:.1f} % in memory")
+        parts.append(f"disk {size(stats.disk_bytes)}")
     budget = engine.options.mem
     memory = f"memory {size(engine.resident_bytes())}"
     parts.append(memory if budget is None else f"{memory} of {size(budget)}")
@@ -64,7 +70,7 @@ def attended_bytes(engine: "Engine", attended: float | None) -> int | None:
     sizes = {geometry.page_bytes(layer) for layer in range(len(geometry.layers))}
     if attended is None or len(sizes) != 1:
         return None
-    return round(attended * geometry.chunk_bytes / CHUNK_TOKENS)
+    return round(attended * geometry.block_kv_bytes / BLOCK_TOKENS)
 
 
 def peak_rss() -> int:

@@ -3,7 +3,7 @@
 Group = 8 tokens of one KV head, keys and values adjacent, float16 (docs/format.md):
     keys    [D][8 tokens], so that two dimensions of 8 keys fill a vector
     values  [8 tokens][D]
-A page is one chunk of 64 tokens of a layer: [KV head][8 groups]. Attention runs over spans of 32
+A cell is two groups of a KV head, one after the other. Attention runs over spans of 32
 groups; a span gives a partial softmax (maximum, sum, weighted values), spans merge in order. A
 row (one query head of one token) is computed alike whatever rows or threads stand beside it, so
 that prefill (block_attention.py), decode and any thread count agree to the bit: a score is the sum
@@ -50,19 +50,18 @@ VISIBLE = np.float32(-1e29)
 
 
 @njit(**JIT)
-def record(pages: Any, group: Any, head: Any, head_dim: Any) -> Any:
-    """Address of the record of a group (counted from position 0) and KV head.
+def record(cells: Any, group: Any, head_dim: Any) -> Any:
+    """Address of the record of a group (counted from position 0).
 
-    pages: address of int64 page addresses by chunk.
+    cells: address of a KV head's table: int64 addresses of its cells, two groups each.
     """
-    page = load_scalar_i64(pages + 8 * (group >> 3))
-    return page + ((head << 3) + (group & 7)) * (32 * head_dim)
+    return load_scalar_i64(cells + 8 * (group >> 1)) + (group & 1) * (32 * head_dim)
 
 
 @njit(**JIT)
-def append(pages: Any, position: Any, head: Any, head_dim: Any, k: Any, v: Any) -> None:
+def append(cells: Any, position: Any, head_dim: Any, k: Any, v: Any) -> None:
     """Store the rotated key and the value (float32 [D]) of a position."""
-    base = record(pages, position >> 3, head, head_dim)
+    base = record(cells, position >> 3, head_dim)
     t = position & 7
     for d in range(head_dim):
         store_scalar_f16(base + 16 * d + 2 * t, load_scalar_f32(k + 4 * d))
@@ -222,11 +221,10 @@ def _visible_tokens(start0: Any, start1: Any, low: Any, high: Any) -> Any:
 
 @njit(**JIT)
 def attend_span(
-    pages: Any,
+    cells: Any,
     groups: Any,
     n_groups: Any,
     first: Any,
-    head: Any,
     head_dim: Any,
     q: Any,
     n_rows: Any,
@@ -249,7 +247,7 @@ def attend_span(
         begin = max(0, low // GROUP_TOKENS - first) & ~1
     for i in range(begin, end, 2):
         g0, g1 = _group(groups, first + i), _group(groups, min(first + i + 1, last))
-        k0, k1 = record(pages, g0, head, head_dim), record(pages, g1, head, head_dim)
+        k0, k1 = record(cells, g0, head_dim), record(cells, g1, head_dim)
         for r in range(0, rows, 4):
             s = scores + SCORE_ROW * r + 32 * i
             _scores4(k0, k1, head_dim, q + 32 * head_dim * r, s)
@@ -266,10 +264,10 @@ def attend_span(
         g0, g1 = _group(groups, first + i), _group(groups, min(first + i + 1, last))
         start1 = GROUP_TOKENS * g1 if i + 1 < end else high
         t0, t1 = _visible_tokens(GROUP_TOKENS * g0, start1, low, high)
-        v0, v1 = record(pages, g0, head, head_dim), record(pages, g1, head, head_dim)
+        v0, v1 = record(cells, g0, head_dim), record(cells, g1, head_dim)
         ahead = first + SPAN_GROUPS + i
-        next0 = record(pages, _group(groups, min(ahead, last)), head, head_dim)
-        next1 = record(pages, _group(groups, min(ahead + 1, last)), head, head_dim)
+        next0 = record(cells, _group(groups, min(ahead, last)), head_dim)
+        next1 = record(cells, _group(groups, min(ahead + 1, last)), head_dim)
         for r in range(0, rows, 4):
             s, p = scores + SCORE_ROW * r + 32 * i, values + partial_row * r
             _values4(v0, v1, t0, t1, head_dim, s, p, partial_row, next0, next1)

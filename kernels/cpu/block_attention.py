@@ -63,20 +63,20 @@ def _widen_pair(k0: Any, k1: Any, at: Any, head_dim: Any, wide: Any) -> None:
 
 
 @njit(**JIT)
-def _widen_keys(pages: Any, first: Any, end: Any, head: Any, head_dim: Any, wide: Any) -> None:
+def _widen_keys(cells: Any, first: Any, end: Any, head_dim: Any, wide: Any) -> None:
     """The keys of groups first..end of a span; first is even, the last pair may lack its half."""
     span = first - first % att.SPAN_GROUPS
     for group in range(first, end, 2):
-        k = att.record(pages, group, head, head_dim)
-        # A pair lies in one page, whether or not its second group has tokens yet.
+        k = att.record(cells, group, head_dim)
+        # A pair is a cell, whether or not its second group has tokens yet.
         _widen_pair(k, k + 32 * head_dim, group - span, head_dim, wide)
 
 
 @njit(**JIT)
-def _widen_values(pages: Any, t0: Any, t1: Any, head: Any, head_dim: Any, wide: Any) -> None:
+def _widen_values(cells: Any, t0: Any, t1: Any, head_dim: Any, wide: Any) -> None:
     """The values of positions t0..t1 of a span."""
     for t in range(t0, t1):
-        v = att.record(pages, t // att.GROUP_TOKENS, head, head_dim)
+        v = att.record(cells, t // att.GROUP_TOKENS, head_dim)
         v += (16 + 2 * (t % att.GROUP_TOKENS)) * head_dim
         _widen_value(v, t % SPAN_TOKENS, head_dim, wide)
 
@@ -92,26 +92,22 @@ def _widen_value(v: Any, at: Any, head_dim: Any, wide: Any) -> None:
 
 
 @njit(**JIT)
-def _widen_listed_keys(
-    pages: Any, groups: Any, count: Any, head: Any, head_dim: Any, wide: Any
-) -> None:
+def _widen_listed_keys(cells: Any, groups: Any, count: Any, head_dim: Any, wide: Any) -> None:
     """The keys of up to 32 listed groups (address of int32), one beside the other. An odd last
     group stands twice: its second copy is masked."""
     for at in range(0, count, 2):
         g0 = np.int64(load_scalar_i32(groups + 4 * at))
         g1 = np.int64(load_scalar_i32(groups + 4 * min(at + 1, count - 1)))
-        k0, k1 = att.record(pages, g0, head, head_dim), att.record(pages, g1, head, head_dim)
+        k0, k1 = att.record(cells, g0, head_dim), att.record(cells, g1, head_dim)
         _widen_pair(k0, k1, at, head_dim, wide)
 
 
 @njit(**JIT)
-def _widen_listed_values(
-    pages: Any, groups: Any, count: Any, head: Any, head_dim: Any, wide: Any
-) -> None:
+def _widen_listed_values(cells: Any, groups: Any, count: Any, head_dim: Any, wide: Any) -> None:
     """The values of up to 32 listed groups, one beside the other."""
     for i in range(count):
         group = np.int64(load_scalar_i32(groups + 4 * i))
-        v = att.record(pages, group, head, head_dim) + 16 * head_dim
+        v = att.record(cells, group, head_dim) + 16 * head_dim
         for t in range(att.GROUP_TOKENS):
             _widen_value(v + 2 * head_dim * t, att.GROUP_TOKENS * i + t, head_dim, wide)
 
@@ -221,10 +217,9 @@ def _rows_at(r: Any, padded: Any) -> Any:
 
 @njit(**JIT)
 def _attend_listed(
-    pages: Any,
+    cells: Any,
     groups: Any,
     count: Any,
-    head: Any,
     head_dim: Any,
     n_rows: Any,
     wide: Any,
@@ -235,7 +230,7 @@ def _attend_listed(
 ) -> None:
     """All rows attend all tokens of up to 32 listed groups."""
     padded, n_tokens = (n_rows + 3) & ~3, att.GROUP_TOKENS * count
-    _widen_listed_keys(pages, groups, count, head, head_dim, wide)
+    _widen_listed_keys(cells, groups, count, head_dim, wide)
     b = (n_tokens + WIDTH - 1) // WIDTH * WIDTH
     r = 0
     while r < padded:
@@ -246,7 +241,7 @@ def _attend_listed(
             _mask_row(scores + SCORE_ROW * i, 0, b, 0, n_tokens)
         _soften(scores, r, n, 0, b)
         r += n
-    _widen_listed_values(pages, groups, count, head, head_dim, wide)
+    _widen_listed_values(cells, groups, count, head_dim, wide)
     r = 0
     while r < padded:
         n = _rows_at(r, padded)
@@ -256,8 +251,7 @@ def _attend_listed(
 
 @njit(**JIT)
 def attend_tile(
-    pages: Any,
-    head: Any,
+    cells: Any,
     head_dim: Any,
     q: Any,
     token_row: Any,
@@ -289,10 +283,9 @@ def attend_tile(
     for i in range(0, n_listed, att.SPAN_GROUPS):
         count = min(n_listed - i, att.SPAN_GROUPS)
         _attend_listed(
-            pages,
+            cells,
             groups + 4 * i,
             count,
-            head,
             head_dim,
             n_rows,
             wide,
@@ -306,7 +299,7 @@ def attend_tile(
         here, stop = max(low, start), min(end, start + SPAN_TOKENS)
         first = here // (2 * att.GROUP_TOKENS) * 2
         last = (stop + att.GROUP_TOKENS - 1) // att.GROUP_TOKENS
-        _widen_keys(pages, first, last, head, head_dim, wide)
+        _widen_keys(cells, first, last, head_dim, wide)
         r = 0
         while r < padded:
             count = _rows_at(r, padded)
@@ -320,7 +313,7 @@ def attend_tile(
                     _mask_row(scores + SCORE_ROW * i, a, b, sees, until)
                 _soften(scores, r, count, a, b)
             r += count
-        _widen_values(pages, here, stop, head, head_dim, wide)
+        _widen_values(cells, here, stop, head_dim, wide)
         r = 0
         while r < padded:
             count = _rows_at(r, padded)

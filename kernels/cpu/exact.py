@@ -55,10 +55,9 @@ def _log_mass(logits: Any) -> Any:
 
 @njit(**JIT)
 def score_block(
-    pages: Any,
+    cells: Any,
     first: Any,
     n_tokens: Any,
-    head: Any,
     head_dim: Any,
     q: Any,
     n_rows: Any,
@@ -75,7 +74,7 @@ def score_block(
         for i in range(0, 512, 64):
             store_f32(spare + i, splat_f32(np.float32(-1e30)))
         for g in range(n_groups):
-            keys = record(pages, first + g, head, head_dim)
+            keys = record(cells, first + g, head_dim)
             seen = min(GROUP_TOKENS, n_tokens - (first + g) * GROUP_TOKENS)
             store_f32(spare + 512, _logits(keys, head_dim, q + 4 * head_dim * r))
             for i in range(seen):

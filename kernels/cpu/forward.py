@@ -66,7 +66,7 @@ def _add_branch(c: Any, norm: Any, t0: Any, t1: Any) -> None:
 def forward(thread: Any, n: Any, params: Any) -> None:
     """Run c.n_tokens tokens through layers first_layer..last_layer (kernels/cpu/params.py CALL).
 
-    Appends their keys and values to the pages of every layer, leaves the residual stream in
+    Appends their keys and values to the cells of every layer, leaves the residual stream in
     c.residual and, where n_logits > 0, writes c.logits [n_logits, V rounded up to 16].
     """
     c = carray(as_pointer(params), 1, CALL)[0]

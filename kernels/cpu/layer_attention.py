@@ -16,8 +16,9 @@ from . import block_route, sketch
 from . import elementwise as ew
 from .block_attention import attend_tile
 from .layer_route import lists_per_query_head, route
+from .residency import await_cells, fetch, have_landed, list_everything, open_residency, release
 from .scratch import PARTIAL_HEAD, SCORE_ROW, SPAN_TOKENS, TILE_ROWS
-from .simd import load_scalar_f32, load_scalar_i64, store_scalar_f32
+from .simd import load_scalar_f32, load_scalar_i64, store_scalar_f32, store_scalar_i64
 from .sync import atomic_add, barrier, share
 
 JIT = {"nogil": True, "error_model": "numpy"}
@@ -72,7 +73,7 @@ def rotate_and_append(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> 
             elif layer.k_norm != 0:
                 ew.rms_norm(k, layer.k_norm, d, c.eps, k)
             ew.rope(k, cos + t * c.half_bytes, sin + t * c.half_bytes, d, 1.0)
-            att.append(layer.pages, position, h, d, k, v)
+            att.append(layer.cells + h * layer.cell_row, position, d, k, v)
             if layer.sketches != 0:
                 block = layer.sketches + h * layer.head_bytes
                 block += position // sketch.BLOCK_TOKENS * sketch.block_bytes(d, c.sketch_bits)
@@ -87,6 +88,97 @@ def _spans(count: Any) -> Any:
 
 
 @njit(**JIT)
+def _list_groups(
+    c: Any, layer: Any, n_groups: Any, thread: Any, n: Any, phase: Any, private: Any
+) -> Any:
+    """Lists of groups for a token that routes, or whose cells may have to be read first."""
+    if c.rule != 0 and n_groups > c.n_sinks + c.n_window + c.n_least:
+        phase = route(c, layer, n_groups, thread, n, phase, private)
+    else:
+        for i in range(thread, _n_lists(c, layer), n):
+            list_everything(c.groups + i * c.group_bytes, n_groups)
+            store_scalar_i64(c.counts + 8 * i, n_groups)
+        phase = barrier(c.barrier, n, phase)
+    if layer.residency == 0:
+        return phase
+    r, n_lists = open_residency(layer), _n_lists(c, layer)
+    for h in range(thread, layer.n_kv_heads, n):
+        for i in range(h * n_lists // layer.n_kv_heads, (h + 1) * n_lists // layer.n_kv_heads):
+            count = load_scalar_i64(c.counts + 8 * i)
+            cells, groups = layer.cells + h * layer.cell_row, c.groups + i * c.group_bytes
+            fetch(r, c.io_queue, cells, h, groups, count, c.now)
+    return barrier(c.barrier, n, phase)
+
+
+@njit(**JIT)
+def _n_lists(c: Any, layer: Any) -> Any:
+    """A list of groups serves all query heads of a KV head, or one."""
+    return layer.n_heads if c.rule != 0 and lists_per_query_head(c) else layer.n_kv_heads
+
+
+@njit(**JIT)
+def _attend_spans(
+    c: Any, layer: Any, low: Any, listed: Any, most: Any, i0: Any, i1: Any, turn: Any, private: Any
+) -> Any:
+    """Items i0..i1 of a token's lists and spans; returns how many of them wait for their cells.
+
+    turn 0: those whose cells are there; 1: the others, waiting.
+    """
+    d, n_lists, n_groups = layer.head_dim, _n_lists(c, layer), c.position // att.GROUP_TOKENS + 1
+    rows, first_span = layer.n_heads // n_lists, low // SPAN_TOKENS
+    padded, row_size = (rows + 3) & ~3, 4 * (PARTIAL_HEAD + d)
+    queries, expanded = private + SCORE_ROW * padded, -1
+    item, waiting, groups, count = 0, 0, np.int64(0), n_groups
+    on_disk = layer.residency != 0
+    for i in range(n_lists):
+        h = i * layer.n_kv_heads // n_lists
+        cells = layer.cells + h * layer.cell_row
+        if listed:
+            groups, count = c.groups + i * c.group_bytes, load_scalar_i64(c.counts + 8 * i)
+        for span in range(first_span, _spans(count)):
+            if i0 <= item < i1:
+                ready = True
+                partial = c.partials + (i * most + span - first_span) * padded * row_size
+                if on_disk:
+                    r, start = open_residency(layer), span * att.SPAN_GROUPS
+                    end = min(count, start + att.SPAN_GROUPS)
+                    # The partial of a span that was attended tells from what is still to do.
+                    if turn == 0:
+                        ready = have_landed(r, cells, h, groups, start, end)
+                        store_scalar_f32(partial + 8, np.float32(1 if ready else 0))
+                    else:
+                        ready = load_scalar_f32(partial + 8) == 0
+                    if turn == 0 and not ready:
+                        waiting += 1
+                    if ready:
+                        problem = await_cells(r, c.io_queue, cells, h, groups, start, end)
+                        if problem < 0:
+                            c.io_problem = problem
+                if ready:
+                    if i != expanded:
+                        for r_ in range(padded):
+                            q = c.q + 4 * d * (rows * i + min(r_, rows - 1))
+                            att.expand_query(q, d, queries + 32 * d * r_)
+                        expanded = i
+                    att.attend_span(
+                        cells,
+                        groups,
+                        count,
+                        span * att.SPAN_GROUPS,
+                        d,
+                        queries,
+                        rows,
+                        low,
+                        c.position + 1,
+                        private,
+                        partial,
+                        row_size,
+                    )
+            item += 1
+    return waiting
+
+
+@njit(**JIT)
 def attend_token(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: Any) -> Any:
     """Attention of a single token, over all it sees or over the routed groups."""
     d, low, n_groups = layer.head_dim, 0, c.position // att.GROUP_TOKENS + 1
@@ -94,59 +186,36 @@ def attend_token(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: A
         low = max(0, c.position + 1 - layer.window)
     routed = c.rule != 0 and layer.window == 0
     routed = routed and n_groups > c.n_sinks + c.n_window + c.n_least
-    # A list of groups serves all query heads of a KV head, or one.
+    listed = routed or layer.residency != 0
     n_lists, first_span = layer.n_kv_heads, low // SPAN_TOKENS
-    if routed:
-        phase = route(c, layer, n_groups, thread, n, phase, private)
-        if lists_per_query_head(c):
-            n_lists = layer.n_heads
+    if listed:
+        phase = _list_groups(c, layer, n_groups, thread, n, phase, private)
+        n_lists = _n_lists(c, layer)
     rows = layer.n_heads // n_lists
     padded, row_size = (rows + 3) & ~3, 4 * (PARTIAL_HEAD + d)
     most = _spans(n_groups) - first_span
     n_items = n_lists * most
-    if routed:
+    if listed:
         most = n_items = 0
         for i in range(n_lists):
             spans = _spans(load_scalar_i64(c.counts + 8 * i))
             n_items, most = n_items + spans, max(most, spans)
-    queries, expanded = private + SCORE_ROW * padded, -1
     i0, i1 = share(n_items, thread, n)
-    item, groups, count = 0, np.int64(0), n_groups
-    for i in range(n_lists):
-        if routed:
-            groups, count = c.groups + i * c.group_bytes, load_scalar_i64(c.counts + 8 * i)
-        for span in range(first_span, _spans(count)):
-            if i0 <= item < i1:
-                if i != expanded:
-                    for r in range(padded):
-                        q = c.q + 4 * d * (rows * i + min(r, rows - 1))
-                        att.expand_query(q, d, queries + 32 * d * r)
-                    expanded = i
-                att.attend_span(
-                    layer.pages,
-                    groups,
-                    count,
-                    span * att.SPAN_GROUPS,
-                    i * layer.n_kv_heads // n_lists,
-                    d,
-                    queries,
-                    rows,
-                    low,
-                    c.position + 1,
-                    private,
-                    c.partials + (i * most + span - first_span) * padded * row_size,
-                    row_size,
-                )
-            item += 1
+    if _attend_spans(c, layer, low, listed, most, i0, i1, 0, private) > 0:
+        _attend_spans(c, layer, low, listed, most, i0, i1, 1, private)
     phase = barrier(c.barrier, n, phase)
+    count = n_groups
     for h in range(thread, layer.n_heads, n):
         i, r = h // rows, h % rows
-        if routed:
+        if listed:
             count = load_scalar_i64(c.counts + 8 * i)
         att.clear_partial(private, d)
         for span in range(_spans(count) - first_span):
             att.merge(private, c.partials + ((i * most + span) * padded + r) * row_size, d)
         _finish_head(layer, private, c.mixed.values + 4 * layer.true_dim * h)
+    if layer.residency != 0:
+        for h in range(thread, layer.n_kv_heads, n):
+            release(open_residency(layer), layer.cells + h * layer.cell_row, h)
     if thread == 0:
         _count_read(c, layer, routed, n_lists, low, n_groups)
     return barrier(c.barrier, n, phase)
@@ -186,8 +255,7 @@ def _attend_tokens(
     d, true, rows = layer.head_dim, layer.true_dim, layer.n_heads // layer.n_kv_heads
     q_row, out_row = 4 * d * layer.n_heads, 4 * true * layer.n_heads
     totals = attend_tile(
-        layer.pages,
-        h,
+        layer.cells + h * layer.cell_row,
         d,
         c.q + q_row * t0 + 4 * d * rows * h,
         q_row,

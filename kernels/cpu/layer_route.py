@@ -37,10 +37,9 @@ def _score_truly(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> None:
     for item in range(i0, i1):
         h, block = item // n_blocks, item % n_blocks
         exact.score_block(
-            layer.pages,
+            layer.cells + h * layer.cell_row,
             sketch.BLOCK_GROUPS * block,
             n_tokens,
-            h,
             layer.head_dim,
             c.q + 4 * layer.head_dim * rows * h,
             rows,
@@ -82,7 +81,9 @@ def _scan(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> None:
 def _choose(c: Any, layer: Any, n_groups: Any, thread: Any, n: Any) -> None:
     """The best groups of every KV head by their shares."""
     rows = layer.n_heads // layer.n_kv_heads
-    for h in range(thread, layer.n_kv_heads, n):
+    # As `_scan` cuts them: most of a head's scores are in the cache of the thread that made them.
+    h0, h1 = share(layer.n_kv_heads, thread, n)
+    for h in range(h0, h1):
         pooled = c.scores + (layer.n_heads + h) * c.score_bytes
         routing.pool_shares(
             c.scores + h * rows * c.score_bytes, c.score_bytes, rows, n_groups, pooled
@@ -109,9 +110,8 @@ def _summarise(c: Any, layer: Any, n_closed: Any, thread: Any, n: Any) -> None:
     for item in range(i0, i1):
         h, chunk = item // n_new, c.summed_chunks + item % n_new
         published.summarise(
-            layer.pages,
+            layer.cells + h * layer.cell_row,
             chunk,
-            h,
             layer.head_dim,
             c.turn_cos + layer.rope_index * c.turn_bytes,
             c.turn_sin + layer.rope_index * c.turn_bytes,

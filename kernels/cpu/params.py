@@ -30,11 +30,24 @@ LAYER = np.dtype(
     + _fields(_I, "n_heads n_kv_heads head_dim true_dim window rope_index activation")
     # experts: int64 [n_experts][3] tile addresses (gate, up, down); n_experts 0: dense
     + _fields(_I, "experts n_experts n_used norm_topk")
-    # pages: int64 page address by chunk; sketches: of the keys, head_bytes apart per KV head (0:
-    # this layer is never routed); summaries: of chunks (kernels/cpu/published.py), 0: none;
-    # recall: float32 [H], 0: not measured
-    + _fields(_I, "pages sketches head_bytes summaries summary_bytes recall")
+    # cells: int64 address by cell of 16 tokens, cell_row bytes apart per KV head; sketches: of the
+    # keys, head_bytes apart per KV head (0: this layer is never routed); summaries: of chunks
+    # (kernels/cpu/published.py), 0: none; recall: float32 [H], 0: not measured
+    + _fields(_I, "cells cell_row sketches head_bytes summaries summary_bytes recall")
+    # RESIDENCY of a layer whose cells lie on disk, 0: every cell is in memory
+    + _fields(_I, "residency")
     + _fields(_F, "scale")
+)
+
+# Cells on disk and their frames (kernels/cpu/residency.py). frames: [G][n_frames][cell_bytes];
+# stamps, owners, tickets: int64 [G][n_frames]: the last token that read a frame, its cell (-1:
+# none), its read; hands, counters: int64 [G] and [G][8]; overflow…: [G][n_overflow], and int64
+# [G] how many are taken; problem: what a read failed by; places: int64 [blocks][3]: file, offset
+# of the layer's pages, seed of their first cell; sums: uint32 [blocks][8 G]
+RESIDENCY = np.dtype(
+    _fields(_I, "n_heads cell_bytes n_frames frames stamps owners tickets hands counters")
+    + _fields(_I, "n_overflow overflow overflow_tickets overflow_owners overflow_counts")
+    + _fields(_I, "problem places sums")
 )
 
 CALL = np.dtype(
@@ -46,6 +59,9 @@ CALL = np.dtype(
     + _fields(_I, "n_logits logits embed_first")
     # two int64 counters, 0 at the start of a call
     + _fields(_I, "barrier next_item")
+    # cells on disk: the reader's queue, what a read failed by (0 at the start of a call), and a
+    # number that grows from token to token
+    + _fields(_I, "io_queue io_problem now")
     # cos, sin: float32 [n_ropes][T][half], rope_bytes per RoPE, half_bytes per token
     + _fields(_I, "cos sin rope_bytes half_bytes")
     # routing of a single token (kernels/cpu/layer_route.py): rule (0: none), groups always read at

@@ -56,7 +56,7 @@ def _add_turned(
 
 @njit(**JIT)
 def summarise(
-    pages: Any, chunk: Any, head: Any, head_dim: Any, cos: Any, sin: Any, half_bytes: Any, out: Any
+    cells: Any, chunk: Any, head_dim: Any, cos: Any, sin: Any, half_bytes: Any, out: Any
 ) -> None:
     """The summaries of a chunk, float32 [5][D]: the chunk, then its four groups of 16.
 
@@ -67,7 +67,7 @@ def summarise(
         store_f32(out + i, splat_f32(np.float32(0)))
     for t in range(CHUNK_TOKENS):
         group = chunk * (CHUNK_TOKENS // GROUP_TOKENS) + t // GROUP_TOKENS
-        key = record(pages, group, head, head_dim) + 2 * (t % GROUP_TOKENS)
+        key = record(cells, group, head_dim) + 2 * (t % GROUP_TOKENS)
         _add_turned(key, head_dim, CHUNK_MIDDLE - t, cos, sin, half_bytes, out)
         span = out + 4 * head_dim * (1 + t // SPAN_TOKENS)
         turn = SPAN_MIDDLE - t % SPAN_TOKENS

@@ -215,13 +215,21 @@ def exp(x):
 
 
 @njit
-def _exp_coarse(x, n, out):
-    for i in range(0, n, 16):
-        simd.store_f32(out + 4 * i, simd_bits.exp_coarse(simd.load_f32(x + 4 * i)))
+def _coarse_power(x, n, out, log):
+    step = simd.splat_f32(np.float32(simd_bits.OCTAVE_BITS))
+    offset = simd.splat_f32(np.float32(simd_bits.ONE_BITS))
+    for i in range(0, 4 * n, 64):
+        v = simd_bits.coarse_power(simd.load_f32(x + i), step, offset)
+        simd.store_f32(out + i, v)
+        simd.store_f32(log + i, simd_bits.coarse_log(v))
 
 
-def exp_coarse(x):
-    return fill(_exp_coarse, len(x), x, len(x))
+def coarse_power(x):
+    """Coarse powers of two of x, and their coarse logarithms."""
+    log = np.empty(len(x), np.float32)
+    out = np.empty(len(x), np.float32)
+    run(_coarse_power, x, len(x), out, log)
+    return out, log
 
 
 @njit
@@ -247,11 +255,20 @@ class Pages:
         self.memory = np.full((n_chunks, halves), np.nan, np.float16)
         # In no order that addresses would reveal.
         self.order = np.random.default_rng(0).permutation(n_chunks)
-        self.table = self.memory.ctypes.data + self.order * self.memory.strides[0]
+        pages = self.memory.ctypes.data + self.order * self.memory.strides[0]
+        cell_bytes = 64 * self.head_dim
+        # int64 [G, cells], a row per KV head.
+        self.table = np.stack(
+            [
+                np.repeat(pages + 4 * cell_bytes * head, 4)
+                + cell_bytes * np.tile(np.arange(4), n_chunks)
+                for head in range(self.kv_heads)
+            ]
+        )
         for position in range(self.n_tokens):
             for head in range(self.kv_heads):
                 row = (np.ascontiguousarray(x[position, head]) for x in (k, v))
-                run(att.append, self.table, position, head, self.head_dim, *row)
+                run(att.append, self.table[head], position, self.head_dim, *row)
 
     def record(self, group, head):
         """Keys [D, 8] and values [8, D] of a group, read where docs/format.md puts them."""
@@ -270,7 +287,7 @@ def attend_span(pages, head, q, low, high, first, n_groups, groups=None):
     scores = np.full(padded * scratch.SCORE_ROW // 4 + 16, np.nan, np.float32)
     scores[-16:] = CANARY
     partial = np.full((padded, scratch.PARTIAL_HEAD + d), np.nan, np.float32)
-    where = (pages.table, 0 if groups is None else groups, n_groups, first, head, d)
+    where = (pages.table[head], 0 if groups is None else groups, n_groups, first, d)
     run(att.attend_span, *where, queries, rows, low, high, scores, partial, partial.strides[0])
     assert (scores[-16:] == CANARY).all(), "written past the scores"
     return partial[:rows]
@@ -278,10 +295,10 @@ def attend_span(pages, head, q, low, high, first, n_groups, groups=None):
 
 @njit
 def _finish_tile(
-    pages, head, d, q, token_row, rows, n_tokens, position, window, groups, n, begin, private, out
+    cells, d, q, token_row, rows, n_tokens, position, window, groups, n, begin, private, out
 ):
     totals = block_attention.attend_tile(
-        pages, head, d, q, token_row, rows, n_tokens, position, window, groups, n, begin, private
+        cells, d, q, token_row, rows, n_tokens, position, window, groups, n, begin, private
     )
     for r in range(n_tokens * rows):
         row = 4 * (scratch.PARTIAL_HEAD + d) * r
@@ -297,7 +314,7 @@ def attend_tile(pages, head, q, position, window, groups=(), begin=0):
     private = np.full(size + 16, np.nan, np.float32)
     private[size:] = CANARY
     out = np.full((n_tokens + 1, rows, d), CANARY, np.float32)
-    where = (pages.table, head, d, q.ctypes.data + 4 * d * rows * head, q.strides[0], rows)
+    where = (pages.table[head], d, q.ctypes.data + 4 * d * rows * head, q.strides[0], rows)
     listed = np.array([*groups, -1], np.int32)
     run(_finish_tile, *where, n_tokens, position, window, listed, len(groups), begin, private, out)
     assert (private[size:] == CANARY).all() and (out[-1] == CANARY).all(), "written past the end"

@@ -1,156 +1,138 @@
-"""Readers of every mode over a file of random bytes, and a disk that fails on request."""
+"""A small block shape, a model of a session to compare the store with, and a disk with faults."""
 
-import ctypes
-import os
+import importlib.util
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 import pytest
 
-from hga.kernels import ops
-from hga.kernels.cpu import target
+from hga.kvstore.store import SessionStore
+from hga.kvstore.store_layout import BlockShape
 
-N_BYTES = 4 << 20
-MODES = ("threads", "uring", "mmap", "python")
+SHAPE = BlockShape(((2, 256), (1, 512)), 100)
+FINGERPRINT = {"model": "abc", "n_layers": 2, "attention": "hga"}
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class Twin:
+    """A session store and what it should hold: `saved` is the list of all states that commits
+    made, the last one the newest. A block's bytes are random, drawn anew whenever it is written."""
+
+    def __init__(self, folder: Path, files=None, seed=0):
+        self.folder, self.files = folder, files
+        self.random = np.random.default_rng(seed)
+        self.tokens: list[int] = []
+        self.blocks: list[tuple[bytes, bytes]] = []
+        self.saved: list[tuple[list[int], list[tuple[bytes, bytes]], str]] = []
+        self.store: SessionStore | None = None
+
+    def create(self):
+        # In case it is cut short after it took effect.
+        self.saved.append(([], [], "new"))
+        self.store = SessionStore.create(self.folder, SHAPE, FINGERPRINT, "new", self.files)
+        return self
+
+    def turn(self, n_tokens, keep=None):
+        """Keep some tokens, add others, write the blocks that changed and commit."""
+        keep = len(self.tokens) if keep is None else keep
+        meta = f"{len(self.saved)} turns " * 20
+        self.saved.append(None)
+        self.store.truncate(keep)
+        self.tokens = [*self.tokens[:keep], *self.random.integers(0, 1 << 30, n_tokens).tolist()]
+        n_blocks = -(-len(self.tokens) // 128)
+        first = keep // 128 if n_tokens else n_blocks
+        self.blocks = self.blocks[: -(-keep // 128)]
+        for block in range(first, n_blocks):
+            kv, index = self.random.bytes(SHAPE.kv_bytes), self.random.bytes(SHAPE.index_bytes)
+            parts = np.frombuffer(kv, np.uint8)
+            if block % 2:
+                parts = [parts[:4096], parts[4096:]]
+            self.store.write_block(block, parts, np.frombuffer(index, np.uint8))
+            self.blocks[block:] = [(kv, index)]
+        self.saved[-1] = (list(self.tokens), list(self.blocks), meta)
+        self.store.commit(self.tokens, meta)
+
+    def fork(self, folder, n_tokens):
+        """The twin of a fork, not opened."""
+        other = Twin(folder, self.files, int(self.random.integers(1 << 30)))
+        other.tokens = self.tokens[:n_tokens]
+        other.blocks = self.blocks[: -(-n_tokens // 128)]
+        other.saved.append((list(other.tokens), list(other.blocks), "forked"))
+        self.store.fork(folder, n_tokens, "forked")
+        return other
+
+    def open(self):
+        self.store = SessionStore.open(self.folder, FINGERPRINT, self.files)
+        return self
+
+
+def state_of(store: SessionStore):
+    """What a store holds, read block by block."""
+    out = np.empty(SHAPE.kv_bytes, np.uint8)
+    blocks = []
+    for block in range(-(-store.n_tokens // 128)):
+        index = store.read_index(block).tobytes()
+        store.read_block(block, out)
+        blocks.append((out.tobytes(), index))
+    return store.tokens.tolist(), blocks, store.meta
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled(kernel_cache: Path) -> None:
+    """Sums are compiled once for all runs."""
+    from hga.kernels import ops
+
+    if "hga.kernels.cpu.simd" not in sys.modules:
+        ops.choose_cpu(kernel_cache / "kernels")
 
 
 @pytest.fixture(scope="session")
-def kernels(kernel_cache: Path, kernel_isa: str | None) -> None:
-    """The instruction set and the cache of kernels are chosen."""
-    if "hga.kernels.cpu.simd" not in sys.modules and not ops._selected:
-        ops._selected.append(target.select(kernel_cache / "kernels", kernel_isa))
-
-
-@pytest.fixture(scope="session")
-def disk_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
-    """A file of random bytes and what stands in it."""
-    data = np.random.default_rng(0).integers(0, 256, N_BYTES, np.uint8)
-    path = tmp_path_factory.mktemp("reader") / "disk.bin"
-    data.tofile(path)
-    return path, data
+def disk() -> ModuleType:
+    """The module fault_disk.py."""
+    return _load("fault_disk")
 
 
 @pytest.fixture
-def open_reader(kernels: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """open_reader(mode, **options) -> Reader, closed when the test ends. "python" is "threads" of
-    a system without preadv, futex and clock."""
-    from hga.kernels.cpu import io_slots
-    from hga.kvstore.reader import Reader
-
-    made = []
-
-    def make(mode: str = "threads", **options: Any) -> Any:
-        with monkeypatch.context() as patch:
-            if mode == "python":
-                patch.setattr(io_slots, "functions", lambda: (0, 0, 0, 0, 0, 0))
-                mode = "threads"
-            reader = Reader.open(mode, **options)
-        made.append(reader)
-        if reader.mode != mode:
-            pytest.skip(f"{reader.notices}")
-        return reader
-
-    yield make
-    for reader in made:
-        reader.close()
-
-
-@pytest.fixture(params=MODES)
-def reader(request: pytest.FixtureRequest, open_reader: Callable[..., Any]) -> Any:
-    """A reader of each mode."""
-    return open_reader(request.param)
-
-
-class FaultyDisk:
-    """Takes the place of preadv in a reader: records calls and lets `fault` answer first.
-
-    fault(fd, offset, n_bytes) -> bytes to read at most, -errno, or None for a read as asked for.
-    """
-
-    def __init__(self, reader: Any, fault: Callable[[int, int, int], int | None]) -> None:
-        from hga.kernels.cpu import io_slots
-
-        self.calls: list[tuple[int, int, int]] = []
-        self.fault = fault
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.preadv.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_long]
-        libc.preadv.restype = ctypes.c_ssize_t
-        self._preadv = libc.preadv
-        kind = ctypes.CFUNCTYPE(
-            ctypes.c_ssize_t,
-            *(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_long),
-            use_errno=True,
-        )
-        self._callback = kind(self._read)
-        address = ctypes.cast(self._callback, ctypes.c_void_p).value
-        reader._words[io_slots.PREADV // 8] = address
-        # The reader calls it as long as it lives.
-        vars(reader).setdefault("disks", []).append(self)
-
-    def _read(self, fd: int, vectors: int, n_vectors: int, offset: int) -> int:
-        table = (ctypes.c_int64 * (2 * n_vectors)).from_address(vectors)
-        n_bytes = sum(table[1::2])
-        self.calls.append((fd, offset, n_bytes))
-        answer = self.fault(fd, offset, n_bytes)
-        if answer is None:
-            got = self._preadv(fd, vectors, n_vectors, offset)
-            return int(got)
-        if answer < 0:
-            ctypes.set_errno(-answer)
-            return -1
-        # A short read fills the first bytes; through the page cache, for any length.
-        left, fd = answer, os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
-        for i in range(n_vectors):
-            part = min(left, table[2 * i + 1])
-            if part:
-                data = os.pread(fd, part, offset + answer - left)
-                ctypes.memmove(table[2 * i], data, part)
-            left -= part
-        os.close(fd)
-        return answer
+def quick_path() -> Iterator[Path]:
+    """A folder in memory where there is one, for tests that write much."""
+    shared = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix="hga-", dir=shared if shared.is_dir() else None))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
-def faulty_disk(kernels: None) -> Callable[..., FaultyDisk]:
-    """faulty_disk(reader, fault) -> FaultyDisk."""
-    return FaultyDisk
+def twin():
+    """The class of a store with a model beside it."""
+    return Twin
 
 
 @pytest.fixture
-def fake_liburing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception | None], None]:
-    """fake_liburing(error): io_uring_queue_init raises it; None: the package is not installed."""
-
-    def fake(error: Exception | None) -> None:
-        def refuse(*args: object) -> None:
-            assert error is not None
-            raise error
-
-        module = SimpleNamespace(Ring=object, Cqe=object, io_uring_queue_init=refuse)
-        monkeypatch.setitem(sys.modules, "liburing", None if error is None else module)
-
-    return fake
-
-
-@pytest.fixture(params=[0, 3])
-def threads_reader(request: pytest.FixtureRequest, open_reader: Callable[..., Any]) -> Any:
-    """Read by the waiting thread alone, and by three others."""
-    return open_reader("threads", n_threads=request.param)
+def shape() -> BlockShape:
+    """Two layers: two KV heads of 256-byte cells, one of 512."""
+    return SHAPE
 
 
 @pytest.fixture
-def requests_of(kernels: None) -> Callable[..., Any]:
-    """requests_of(reader, file, n) -> requests of the file's first n cells of 4096 bytes, and the
-    memory they go to, which must be kept until they have ended."""
+def fingerprint() -> dict[str, object]:
+    """What the twins store."""
+    return dict(FINGERPRINT)
 
-    def make(reader: Any, file: int, n: int) -> tuple[list[Any], np.ndarray]:
-        from hga.kvstore.reader import Request, aligned_bytes
 
-        out = aligned_bytes(4096 * n)
-        out[:] = 0
-        return [Request(file, 4096 * i, 4096, out.ctypes.data + 4096 * i) for i in range(n)], out
-
-    return make
+@pytest.fixture
+def read_state():
+    """`state_of`."""
+    return state_of

@@ -1,4 +1,4 @@
-"""Byte sizes and offsets: records tile a page, pages tile a chunk."""
+"""Byte sizes and offsets: records tile a cell, cells tile a block."""
 
 import pytest
 from hypothesis import given
@@ -23,7 +23,10 @@ def test_sizes_of_a_known_model() -> None:
     geometry = Geometry((LayerShape(4, 128, routed=True),) * 48)
     assert geometry.record_bytes(0) == 4 << 10
     assert geometry.page_bytes(0) == 4 * 8 * 4 << 10
-    assert geometry.chunk_bytes == 48 * 128 << 10
+    assert geometry.block_kv_bytes == 2 * 48 * 128 << 10
+    assert geometry.kv_bytes(65536) == 48 * 4 * 65536 * 512
+    # 6.25 MiB of pages and sketches for 64 tokens.
+    assert geometry.block_index_bytes == 48 * 4 * 128 * 33
     # Two bits a dimension and a byte of scale: 33 bytes per key and KV head, 6.4 % of 512.
     assert geometry.sketch_bytes(65536) == 48 * 4 * 65536 * 33
     assert geometry.summary_bytes(65536) == 48 * 4 * 1024 * 5 * 128 * 4
@@ -38,17 +41,22 @@ def test_sketches_take_less_than_a_fourteenth_of_keys_and_values(head_dim: int) 
 
 
 @given(shapes=SHAPES)
-def test_records_tile_the_pages_and_pages_the_chunk(shapes: list[LayerShape]) -> None:
+def test_cells_tile_the_block(shapes: list[LayerShape]) -> None:
+    """Layer after layer, chunk after chunk, KV head after KV head, cell after cell."""
     geometry = Geometry(tuple(shapes))
-    spans = []
+    end = 0
     for layer, shape in enumerate(shapes):
-        for head in range(shape.n_kv_heads):
-            for group in range(8):
-                start = geometry.page_offset(layer) + geometry.record_offset(layer, head, group)
-                spans.append((start, start + geometry.record_bytes(layer)))
-    ends = [0, *(end for _, end in spans)]
-    assert [start for start, _ in spans] == ends[:-1], "in order, without gaps"
-    assert ends[-1] == geometry.chunk_bytes
+        assert geometry.layer_offset(layer) == end
+        offsets, size = geometry.cell_offsets(layer), geometry.cell_bytes(layer)
+        assert size == 2 * geometry.record_bytes(layer)
+        assert offsets.shape == (shape.n_kv_heads, 8)
+        for chunk in range(2):
+            for head in range(shape.n_kv_heads):
+                for cell in range(4):
+                    assert offsets[head, 4 * chunk + cell] == end, "in order, without gaps"
+                    end += size
+    assert end == geometry.block_kv_bytes
+    assert end % 4096 == 0
 
 
 @given(shapes=SHAPES, n_tokens=st.integers(1, 5000))

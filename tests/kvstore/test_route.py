@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from hga.kvstore.route import (
     AUTO_MOST,
+    AUTO_MOST_EVER,
     AUTO_MOST_SHARE,
     EVERYTHING,
     RULES,
@@ -62,7 +63,8 @@ def test_tokens_at() -> None:
     assert Budget(tokens=500).tokens_at(10) == Budget(tokens=500).tokens_at(10**6) == 500
     assert Budget(share=0.02).tokens_at(65536) == 1310
     assert Budget().tokens_at(100) == Budget().tokens_at(AUTO_MOST) == AUTO_MOST
-    assert Budget().tokens_at(1 << 20) == AUTO_MOST_SHARE * (1 << 20)
+    assert Budget().tokens_at(1 << 15) == AUTO_MOST_SHARE * (1 << 15)
+    assert Budget().tokens_at(1 << 20) == AUTO_MOST_EVER
 
 
 def read_groups(limits: Limits, n_tokens: int) -> int:

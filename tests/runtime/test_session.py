@@ -240,7 +240,7 @@ def test_memory_grows_by_slabs_and_is_freed(
     packed_tiny: Packed, open_engine: Opened, token_ids: Ids
 ) -> None:
     with open_engine(packed_tiny("qwen3"), ctx=4096) as engine:
-        slab = 16 * engine.geometry.chunk_bytes
+        slab = 8 * engine.geometry.block_kv_bytes
         session = engine.session()
         assert session.kv_bytes == 0
         for n_tokens, n_slabs in ((1, 1), (1023, 1), (1, 2), (1100, 3)):

@@ -3,6 +3,7 @@
 import codecs
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -88,6 +89,11 @@ class FakeSession:
         self.reset_stats()
 
     kv_bytes = 4096
+    saved = None
+    on_disk = False
+
+    def close(self):
+        return None
 
     def __enter__(self):
         return self
@@ -102,6 +108,7 @@ class FakeSession:
         self.stats = SimpleNamespace(
             attended_mean=12.0, kv_bytes=4096, read_bytes=0, decode_tokens=0, prompt_tokens=0,
             reused_tokens=0, prefill_s=0.0, decode_s=0.0, index_bytes=0, mass_recall=None,
+            kv_hit_rate=None, disk_bytes=0, stall_s=0.0,
         )  # fmt: skip
 
     def fork_point(self, ids):
@@ -172,16 +179,19 @@ class FakeEngine:
         self.ctx = ctx
         self.generation = generation or {}
         self.backend = "fake: 1 thread"
+        self.io = None
         self.notices = []
         self.options = SimpleNamespace(mem=None, attention="hga", budget="auto")
         self.geometry = SimpleNamespace(
-            layers=(0, 0), chunk_bytes=6400, page_bytes=lambda layer: 3200
+            layers=(0, 0), block_kv_bytes=12800, page_bytes=lambda layer: 3200
         )
         self.plan = SimpleNamespace(architecture="fake", layers=(0, 0), vocab_size=VOCAB)
         self.script = [list(reply) for reply in script]
         self.sessions = []
+        self.sessions_dir = Path("nowhere")
 
     def session(self, name=None):
+        assert name is None
         self.sessions.append(FakeSession(self, self.script))
         return self.sessions[-1]
 

@@ -32,11 +32,11 @@ CELL = 8192
     ],
 )
 def test_bytes(reader, disk_file, offset: int, n_bytes: int, shift: int) -> None:
-    from hga.kvstore.reader import aligned_bytes
+    from hga.kvstore.memory import aligned_zeros
 
     path, data = disk_file
     file = reader.add_file(path)
-    room = aligned_bytes(n_bytes + 64)
+    room = aligned_zeros(n_bytes + 64)
     room[:] = 0xA5
     reader.read(file, offset, n_bytes, room[shift : shift + n_bytes])
     assert (room[shift : shift + n_bytes] == data[offset : offset + n_bytes]).all()
@@ -63,9 +63,10 @@ def test_files(reader, disk_file, by: str, direct: bool) -> None:
 
 def cells(reader, file: int, data: np.ndarray, offsets: list[int], verified: bool = True):
     """Requests of cells and the memory they go to."""
-    from hga.kvstore.reader import Request, aligned_bytes
+    from hga.kvstore.memory import aligned_zeros
+    from hga.kvstore.reader import Request
 
-    out = aligned_bytes(CELL * len(offsets)).reshape(-1, CELL)
+    out = aligned_zeros(CELL * len(offsets)).reshape(-1, CELL)
     out[:] = 0
     requests = []
     for i, offset in enumerate(offsets):

@@ -1,0 +1,265 @@
+"""DiskArena: blocks of one sequence on disk, with what a token needs of them in memory.
+
+In memory lie the key sketches of all tokens; of every layer the last blocks, still growing or seen
+by its window; and frames for cells that routing picks (kvstore/frames.py). A block is written when
+the next one begins. A prompt passes layer by layer (kvstore/stage.py).
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import StoreError
+from .frames import Frames
+from .geometry import BLOCK_TOKENS, CELLS_PER_BLOCK, CELLS_PER_CHUNK, Geometry, n_blocks
+from .index import Index
+from .memory import aligned_zeros
+from .reader import Reader
+from .route import WINDOW_TOKENS
+from .store import SessionStore
+
+
+def signed(number: int) -> int:
+    """A uint64 as the int64 of the same bits."""
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def recent_blocks(window: int) -> int:
+    """Blocks of a layer that stay in memory: those that its window (0: the window of routing)
+    reaches into, besides the one that grows."""
+    return -(-max(window, WINDOW_TOKENS) // BLOCK_TOKENS) + 2
+
+
+@dataclass(frozen=True, slots=True)
+class ReadCounts:
+    """Since the arena began: cells of decoded tokens found in memory and read; bytes that all
+    reads brought, and nanoseconds that threads waited for them (of all users of the reader)."""
+
+    hits: int = 0
+    reads: int = 0
+    disk_bytes: int = 0
+    stall_ns: int = 0
+
+
+class DiskArena(Index):
+    """Owner of the memory; the store and the reader stay the caller's. Not thread-safe."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        ctx: int,
+        windows: Sequence[int],
+        store: SessionStore,
+        reader: Reader,
+        frame_bytes: int,
+        overflow_cells: int,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
+        """windows: tokens that each layer sees, 0 for all of them; frame_bytes, overflow_cells:
+        see Frames; on_close: called once, when nothing reads the store any more."""
+        super().__init__(geometry, ctx)
+        self.windows = tuple(windows)
+        self.store, self.reader = store, reader
+        n = n_blocks(ctx)
+        self.cells = [
+            np.zeros((s.n_kv_heads, n * CELLS_PER_BLOCK), np.int64) for s in geometry.layers
+        ]
+        self.frames = Frames(geometry, ctx, frame_bytes, overflow_cells)
+        # Where the layer's pages of every block lie, and the sums of its cells (RESIDENCY).
+        self.places = [np.zeros((n, 3), np.int64) for _ in geometry.layers]
+        self.sums = [
+            np.zeros((n, CELLS_PER_BLOCK * s.n_kv_heads), np.uint32) for s in geometry.layers
+        ]
+        # Per layer uint8 [recent blocks][pages].
+        self._recent: list[NDArray[np.uint8]] = []
+        # The block that each place of `recent` holds, -1: none.
+        self._held: list[NDArray[np.int64]] = []
+        self._offsets = []
+        for i in range(len(geometry.layers)):
+            size, count = 2 * geometry.page_bytes(i), recent_blocks(self.windows[i])
+            self._recent.append(aligned_zeros(count * size).reshape(count, size))
+            self._held.append(np.full(count, -1, np.int64))
+            self._offsets.append(geometry.cell_offsets(i) - geometry.layer_offset(i))
+            self.frames.place(i, self.places[i], self.sums[i])
+        self._files: dict[tuple[Path, int], int] = {}
+        self._on_close: Callable[[], None] | None = on_close
+        self._opened = 0
+        self._stored = 0
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that have room."""
+        return self._opened * BLOCK_TOKENS
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Memory for keys and values: recent blocks and frames."""
+        return sum(r.nbytes for r in self._recent) + self.frames.frame_bytes
+
+    @property
+    def reads(self) -> ReadCounts:
+        """Counts so far."""
+        cells, stats = self.frames.cell_reads, self.reader.stats
+        return ReadCounts(cells.hits, cells.reads, stats["bytes"], stats["stall_ns"])
+
+    def reserve(self, n_tokens: int) -> None:
+        """Make room for one more block at most; StoreError when disk or context is exhausted."""
+        if n_tokens > self.ctx:
+            raise StoreError(f"{n_tokens} tokens do not fit in a context of {self.ctx}")
+        while self._opened < n_blocks(n_tokens):
+            if self._opened > self._stored:
+                self.write_block(self._opened - 1)
+            for layer in range(len(self.cells)):
+                self.recent(layer, self._opened)[...] = 0
+            self._opened += 1
+
+    def recent(self, layer: int, block: int) -> NDArray[np.uint8]:
+        """The place of a block of a layer among the recent ones, uint8 [pages]; taken from the
+        block that holds it, if another does."""
+        held, size = self._held[layer], len(self._recent[layer])
+        at, cells = block % size, self.cells[layer]
+        if held[at] != block:
+            if held[at] >= 0:
+                old = int(held[at]) * CELLS_PER_BLOCK
+                cells[:, old : old + CELLS_PER_BLOCK] = 0
+            first = block * CELLS_PER_BLOCK
+            self.frames.drop(layer, cells, first, first + CELLS_PER_BLOCK)
+            base = self._recent[layer][at].ctypes.data
+            cells[:, first : first + CELLS_PER_BLOCK] = base + self._offsets[layer]
+            held[at] = block
+        page: NDArray[np.uint8] = self._recent[layer][at]
+        return page
+
+    def n_recent(self, layer: int) -> int:
+        """Blocks of a layer that stay in memory."""
+        return len(self._held[layer])
+
+    def grown_to(self, n: int) -> None:
+        """Note that blocks 0..n are there."""
+        self._opened = n
+
+    def holds(self, layer: int, block: int) -> bool:
+        """Whether a block of a layer is among the recent ones."""
+        held = self._held[layer]
+        return bool(held[block % len(held)] == block)
+
+    def write_block(self, block: int) -> None:
+        """Write a whole block from memory to the store."""
+        self.store.begin_block(block)
+        for layer in range(len(self.cells)):
+            self.store.write_layer(block, layer, self.recent(layer, block))
+        self.store.seal_block(block, self.block_index(block))
+        self.take_place(block)
+        self._stored = block + 1
+
+    def take_place(self, block: int) -> None:
+        """Note where the store has put a block, and the sums of its cells."""
+        slot, at = self.store.locate(block), 0
+        file = self._file(slot.path, slot.fd)
+        for layer, sums in enumerate(self.sums):
+            n = sums.shape[1]
+            self.places[layer][block] = (
+                file,
+                slot.offset + self.geometry.layer_offset(layer),
+                signed(slot.seed + at),
+            )
+            sums[block] = slot.sums[at : at + n]
+            at += n
+        self._stored = max(self._stored, block + 1)
+
+    def _file(self, path: Path, fd: int) -> int:
+        # A segment that was dropped and made anew has the same path. An open file's number is
+        # nobody else's.
+        key = path, os.fstat(fd).st_ino
+        if key not in self._files:
+            self._files[key] = self.reader.add_file(path)
+        return self._files[key]
+
+    def read_layer(self, layer: int, first: int, end: int, out: NDArray[np.uint8]) -> None:
+        """Read a layer's pages of blocks first..end to out, uint8 [end - first][pages]; StoreError
+        names the cell that cannot be read or has changed."""
+        # Here, so that the instruction set may be chosen after this module is imported.
+        from hga.kernels.cpu.residency import read_blocks
+
+        if first >= end:
+            return
+        places, sums = self.places[layer], self.sums[layer]
+        tickets = np.zeros((end - first, sums.shape[1]), np.int64)
+        problem = read_blocks(
+            self.reader.address,
+            places.ctypes.data,
+            sums.ctypes.data,
+            sums.shape[1],
+            self.geometry.cell_bytes(layer),
+            out.ctypes.data,
+            tickets.ctypes.data,
+            first,
+            end,
+        )
+        if problem < 0:
+            row, inside = (int(x[0]) for x in np.nonzero(tickets < 0))
+            raise self._error(layer, first + row, inside, int(tickets[row, inside]))
+
+    def check_reads(self) -> None:
+        """Raise the StoreError of a read for a token that failed, and forget what it brought."""
+        failed = [
+            (layer, cell, head, ticket)
+            for layer in range(len(self.cells))
+            for cell, head, ticket in self.frames.failed(layer, self.cells[layer])
+        ]
+        for layer, cell, head, ticket in failed:
+            block, inside = divmod(cell, CELLS_PER_BLOCK)
+            chunk, inside = divmod(inside, CELLS_PER_CHUNK)
+            heads = self.geometry.layers[layer].n_kv_heads
+            number = (chunk * heads + head) * CELLS_PER_CHUNK + inside
+            raise self._error(layer, block, number, ticket)
+        raise StoreError("a read of keys and values failed")
+
+    def _error(self, layer: int, block: int, number: int, ticket: int) -> StoreError:
+        """StoreError for a cell, counted in the order of bytes, that could not be read."""
+        file, offset, _ = (int(n) for n in self.places[layer][block])
+        size = self.geometry.cell_bytes(layer)
+        return self.reader.error(ticket, file, offset + number * size, size)
+
+    def shrink(self, n_tokens: int) -> None:
+        """Forget everything from n_tokens on, and bring back what the layers see of the rest."""
+        keep, whole = n_blocks(n_tokens), n_tokens // BLOCK_TOKENS
+        self._opened = min(self._opened, keep)
+        for layer, cells in enumerate(self.cells):
+            held = self._held[layer]
+            for at in np.flatnonzero(held >= keep):
+                first = int(held[at]) * CELLS_PER_BLOCK
+                cells[:, first : first + CELLS_PER_BLOCK] = 0
+                held[at] = -1
+            self.frames.drop(layer, cells, whole * CELLS_PER_BLOCK, cells.shape[1])
+            for block in range(max(0, keep - len(held) + 1), keep):
+                if not self.holds(layer, block):
+                    page = self.recent(layer, block)
+                    self.read_layer(layer, block, block + 1, page[None])
+        self._stored = min(self._stored, whole)
+        self.store.truncate(whole * BLOCK_TOKENS)
+
+    def restore(self, n_tokens: int) -> None:
+        """Take over n_tokens that the store holds: index, places, recent blocks."""
+        for block in range(n_blocks(n_tokens)):
+            self.load_index(block, self.store.read_index(block))
+            self.take_place(block)
+        self._opened = n_blocks(n_tokens)
+        for layer, held in enumerate(self._held):
+            held[:] = -1
+            self.cells[layer][...] = 0
+        self.shrink(n_tokens)
+
+    def close(self) -> None:
+        """Forget everything; the memory goes with the object."""
+        for file in self._files.values():
+            self.reader.remove_file(file)
+        self._files.clear()
+        self._opened = 0
+        if self._on_close is not None:
+            self._on_close()
+            self._on_close = None

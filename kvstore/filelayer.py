@@ -1,0 +1,178 @@
+"""Files: the file operations of a session store, one method each, so that tests can put a disk
+that fails, fills up or loses power in their place.
+
+Methods raise OSError as the system does; `read_all` and `write_all` go on where a call was cut
+short. Descriptors are not inherited by child processes.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+Buffer = memoryview
+
+READ_ONLY = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+READ_WRITE = os.O_RDWR | getattr(os, "O_BINARY", 0)
+CREATE = READ_WRITE | os.O_CREAT | os.O_EXCL
+
+# What Linux takes in one call.
+_MOST_BUFFERS = 1024
+_ZEROS = bytes(1 << 20)
+# posix_fallocate where the file system, or the system, has no such thing.
+_NO_ALLOCATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+# A hard link is refused: another file system, one without links, too many of them, not allowed.
+NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES)
+
+
+class Files:
+    """The system's own files."""
+
+    def open(self, path: Path, flags: int) -> int:
+        """A descriptor; what people ask a model is for nobody else to read."""
+        return os.open(path, flags, 0o600)
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor."""
+        os.close(fd)
+
+    def read(self, fd: int, view: Buffer, offset: int) -> int:
+        """Read into a view; the number of bytes, 0 at the end of the file."""
+        if hasattr(os, "preadv"):
+            return os.preadv(fd, [view], offset)
+        os.lseek(fd, offset, os.SEEK_SET)
+        data = os.read(fd, len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def write(self, fd: int, views: Sequence[Buffer], offset: int) -> int:
+        """Write views one after another in one call; the number of bytes, perhaps not all."""
+        if hasattr(os, "pwritev"):
+            return os.pwritev(fd, views[:_MOST_BUFFERS], offset)
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.write(fd, views[0])
+
+    def allocate(self, fd: int, n_bytes: int) -> bool:
+        """Give a file its size and its space on the disk; False where that is not offered."""
+        if not hasattr(os, "posix_fallocate"):
+            return False
+        try:
+            os.posix_fallocate(fd, 0, n_bytes)
+        except OSError as error:
+            if error.errno in _NO_ALLOCATION:
+                return False
+            raise
+        return True
+
+    def datasync(self, fd: int) -> None:
+        """Make what was written to a file durable."""
+        if hasattr(os, "fdatasync"):
+            os.fdatasync(fd)
+        else:
+            os.fsync(fd)
+
+    def forget(self, fd: int) -> None:
+        """Let go of what the system keeps in memory of a file that was synced."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def sync(self, fd: int) -> None:
+        """Make what was written to a file durable, and its size."""
+        os.fsync(fd)
+
+    def sync_folder(self, folder: Path) -> None:
+        """Make names made, moved or removed in a folder durable, where folders can be opened."""
+        if os.name == "nt":
+            return
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def size(self, fd: int) -> int:
+        """Bytes of an open file."""
+        return os.fstat(fd).st_size
+
+    def links(self, fd: int) -> int:
+        """Names that an open file has."""
+        return os.fstat(fd).st_nlink
+
+    def names(self, folder: Path) -> list[str]:
+        """The names in a folder."""
+        return sorted(os.listdir(folder))
+
+    def make_folder(self, folder: Path) -> None:
+        """Make a folder for its owner alone."""
+        os.mkdir(folder, 0o700)
+
+    def remove_folder(self, folder: Path) -> None:
+        """Remove an empty folder."""
+        os.rmdir(folder)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Give a file or folder another name; a file of that name is replaced."""
+        os.replace(old, new)
+
+    def link(self, old: Path, new: Path) -> None:
+        """Give a file a second name."""
+        os.link(old, new)
+
+    def unlink(self, path: Path) -> None:
+        """Take a name away."""
+        os.unlink(path)
+
+    def free_bytes(self, folder: Path) -> int:
+        """What the file system of a folder has left for this user."""
+        if hasattr(os, "statvfs"):
+            found = os.statvfs(folder)
+            return found.f_bavail * found.f_frsize
+        import shutil
+
+        return shutil.disk_usage(folder).free
+
+
+def read_all(files: Files, fd: int, view: Buffer, offset: int) -> int:
+    """Fill a view as far as the file goes; the number of bytes."""
+    done = 0
+    while done < len(view):
+        with contextlib.suppress(InterruptedError):
+            count = files.read(fd, view[done:], offset + done)
+            if count <= 0:
+                break
+            done += count
+    return done
+
+
+def write_all(files: Files, fd: int, views: Sequence[Buffer], offset: int) -> None:
+    """Write views one after another, however many calls it takes."""
+    left = [view for view in views if len(view)]
+    while left:
+        with contextlib.suppress(InterruptedError):
+            count = files.write(fd, left, offset)
+            if count <= 0:
+                raise OSError(errno.EIO, "nothing could be written")
+            offset += count
+            while left and count >= len(left[0]):
+                count -= len(left.pop(0))
+            if count:
+                left[0] = left[0][count:]
+
+
+def allocate(files: Files, fd: int, n_bytes: int) -> bool:
+    """Make a file at least n_bytes long with space on the disk; False where zeros had to be
+    written for it."""
+    begin = files.size(fd)
+    if begin >= n_bytes:
+        return True
+    while True:
+        try:
+            if files.allocate(fd, n_bytes):
+                return True
+            break
+        except InterruptedError:
+            continue
+    for at in range(begin, n_bytes, len(_ZEROS)):
+        write_all(files, fd, [memoryview(_ZEROS)[: n_bytes - at]], at)
+    return False

@@ -1,0 +1,134 @@
+"""Frames: bounded memory for cells that lie on disk, and what the kernels know about them.
+
+Every routed layer and KV head has as many frames as its part of the memory holds; overflow frames
+serve one layer after the other, so that a token that reads more than the frames hold is served as
+well (kernels/cpu/residency.py).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hga.kernels.cpu.params import RESIDENCY
+
+from .geometry import CELL_TOKENS, Geometry
+from .memory import aligned_zeros
+
+# Counters per KV head (kernels/cpu/residency.py), checked by a test.
+COUNTERS = 8
+# Fewer frames than this would only move cells about.
+LEAST_FRAMES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class CellReads:
+    """Cells asked for by routed tokens: found in memory, read, of those beyond the frames."""
+
+    hits: int = 0
+    reads: int = 0
+    overflows: int = 0
+
+
+class Frames:
+    """One RESIDENCY record per layer; those of layers that are not routed stay empty."""
+
+    def __init__(self, geometry: Geometry, ctx: int, frame_bytes: int, overflow_cells: int) -> None:
+        """frame_bytes: for the frames of all layers; overflow_cells: the most that a KV head of a
+        layer reads for one token."""
+        self._geometry = geometry
+        self.records: NDArray[Any] = np.zeros(len(geometry.layers), RESIDENCY)
+        self._owners: dict[int, NDArray[np.int64]] = {}
+        self._tickets: dict[int, NDArray[np.int64]] = {}
+        self._counters: dict[int, NDArray[np.int64]] = {}
+        self._keep: list[NDArray[Any]] = []
+        self.frame_bytes = 0
+        routed = [i for i, shape in enumerate(geometry.layers) if shape.routed]
+        cells = -(-ctx // CELL_TOKENS)
+        overflow = min(overflow_cells, cells)
+        most = max((self._head_bytes(i) * geometry.layers[i].n_kv_heads for i in routed), default=0)
+        shared = aligned_zeros(most * overflow)
+        heads = max((geometry.layers[i].n_kv_heads for i in routed), default=0)
+        # Tickets, owners, and how many are taken.
+        tables = [self._int64(heads, overflow) for _ in range(2)] + [self._int64(heads)]
+        self._overflow = tables
+        self.overflow_bytes = shared.nbytes
+        self._keep.append(shared)
+        for i in routed:
+            n_heads, size = geometry.layers[i].n_kv_heads, geometry.cell_bytes(i)
+            n = frame_bytes // len(routed) // (n_heads * size)
+            n = min(max(n, LEAST_FRAMES), cells)
+            memory = aligned_zeros(n_heads * n * size)
+            self._keep.append(memory)
+            self.frame_bytes += memory.nbytes
+            stamps, tickets = self._int64(n_heads, n), self._int64(n_heads, n)
+            stamps[...] = -1
+            self._owners[i], self._counters[i] = (
+                self._int64(n_heads, n),
+                self._int64(n_heads, COUNTERS),
+            )
+            self._owners[i][...] = -1
+            r = self.records[i]
+            r["n_heads"], r["cell_bytes"], r["n_frames"] = n_heads, size, n
+            r["frames"], r["stamps"] = memory.ctypes.data, stamps.ctypes.data
+            self._tickets[i] = tickets
+            r["owners"], r["tickets"] = self._owners[i].ctypes.data, tickets.ctypes.data
+            r["hands"] = self._int64(n_heads).ctypes.data
+            r["counters"] = self._counters[i].ctypes.data
+            r["n_overflow"], r["overflow"] = overflow, shared.ctypes.data
+            names = ("overflow_tickets", "overflow_owners", "overflow_counts")
+            for name, table in zip(names, tables, strict=True):
+                r[name] = table.ctypes.data
+
+    def _head_bytes(self, layer: int) -> int:
+        return self._geometry.cell_bytes(layer)
+
+    def _int64(self, *shape: int) -> NDArray[np.int64]:
+        array = np.zeros(shape, np.int64)
+        self._keep.append(array)
+        return array
+
+    def place(self, layer: int, places: NDArray[np.int64], sums: NDArray[np.uint32]) -> None:
+        """Where a layer's cells lie on disk, tables that the arena keeps."""
+        self.records[layer]["places"] = places.ctypes.data
+        self.records[layer]["sums"] = sums.ctypes.data
+
+    def drop(self, layer: int, cells: NDArray[np.int64], first: int, end: int) -> None:
+        """Empty the frames that hold cells first..end; cells: the layer's table."""
+        if layer in self._owners:
+            owners = self._owners[layer]
+            for head, row in enumerate(owners):
+                gone = np.flatnonzero((row >= first) & (row < end))
+                cells[head, row[gone]] = 0
+                row[gone] = -1
+
+    def failed(self, layer: int, cells: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+        """(cell, KV head, ticket) of every read that failed since the last call; their frames are
+        emptied. cells: the layer's table."""
+        if not self.records[layer]["problem"]:
+            return []
+        self.records[layer]["problem"] = 0
+        owners, tickets, found = self._owners[layer], self._tickets[layer], []
+        for head, frame in np.argwhere(tickets < 0).tolist():
+            cell = int(owners[head, frame])
+            found.append((cell, head, int(tickets[head, frame])))
+            cells[head, cell] = tickets[head, frame] = 0
+            owners[head, frame] = -1
+        r, tables = self.records[layer], self._overflow
+        for head, place in np.argwhere(tables[0] < 0).tolist():
+            if head < r["n_heads"]:
+                found.append((int(tables[1][head, place]), head, int(tables[0][head, place])))
+        tables[0][...] = 0
+        return found
+
+    @property
+    def n_frames(self) -> int:
+        """Frames per KV head, the fewest of all layers."""
+        return min((int(self.records[i]["n_frames"]) for i in self._owners), default=0)
+
+    @property
+    def cell_reads(self) -> CellReads:
+        """Counts since the start."""
+        total = sum((c.sum(0) for c in self._counters.values()), np.zeros(COUNTERS, np.int64))
+        return CellReads(*(int(n) for n in total[:3]))

@@ -1,0 +1,58 @@
+"""Index: what routing reads of a sequence, in memory whole: key sketches, and the summaries of the
+published rule."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .geometry import BLOCK_TOKENS, Geometry
+from .memory import aligned_zeros
+
+
+def _sketches(n_heads: int, head_bytes: int) -> NDArray[np.uint8]:
+    return aligned_zeros(n_heads * head_bytes).reshape(n_heads, head_bytes)
+
+
+class Index:
+    """Key sketches of a sequence; the base of the arenas, which own keys and values."""
+
+    def __init__(self, geometry: Geometry, ctx: int) -> None:
+        self.geometry = geometry
+        self.ctx = ctx
+        # Backed only once written, so a long context costs nothing.
+        self.sketches = [
+            _sketches(s.n_kv_heads, geometry.sketch_head_bytes(i, ctx)) if s.routed else None
+            for i, s in enumerate(geometry.layers)
+        ]
+        self._summaries: dict[int, NDArray[np.float32]] = {}
+
+    def summaries(self, layer: int) -> NDArray[np.float32]:
+        """Room for the summaries of the published rule, float32 [G, chunks * 5 * D] of a routed
+        layer, made at first use."""
+        if layer not in self._summaries:
+            size = self.geometry.summary_head_bytes(layer, self.ctx) // 4
+            heads = self.geometry.layers[layer].n_kv_heads
+            self._summaries[layer] = np.zeros((heads, size), np.float32)
+        return self._summaries[layer]
+
+    def block_index(self, block: int) -> NDArray[np.uint8]:
+        """A copy of the key sketches of a block: layer after layer, KV head after KV head."""
+        parts = [self._block_sketches(layer, block).ravel() for layer in self._routed]
+        return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+
+    def load_index(self, block: int, data: NDArray[np.uint8]) -> None:
+        """Put back what `block_index` gave."""
+        at = 0
+        for layer in self._routed:
+            view = self._block_sketches(layer, block)
+            view[...] = data[at : at + view.size].reshape(view.shape)
+            at += view.size
+
+    @property
+    def _routed(self) -> list[int]:
+        return [i for i, sketches in enumerate(self.sketches) if sketches is not None]
+
+    def _block_sketches(self, layer: int, block: int) -> NDArray[np.uint8]:
+        sketches = self.sketches[layer]
+        assert sketches is not None
+        size = self.geometry.sketch_head_bytes(layer, BLOCK_TOKENS)
+        return sketches[:, block * size : (block + 1) * size]

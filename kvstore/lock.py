@@ -1,0 +1,77 @@
+"""FolderLock: one process at a time has a session.
+
+The lock is the system's (flock) and ends with the process; the file tells who holds it.
+"""
+
+import errno
+import os
+import time
+from pathlib import Path
+
+from .errors import StoreError
+
+NAME = "lock"
+
+
+class FolderLock:
+    """Held from `take` until `release`."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    @classmethod
+    def take(cls, folder: Path, session: str | None = None) -> "FolderLock":
+        """Lock a session folder; StoreError naming the process that has it."""
+        name = session or folder.name
+        fd = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+        try:
+            _flock(fd)
+        except BlockingIOError:
+            holder = _holder(os.read(fd, 200))
+            os.close(fd)
+            raise StoreError(
+                errno.EWOULDBLOCK, f"session {name!r} is in use by {holder}: end that first"
+            ) from None
+        except BaseException:
+            os.close(fd)
+            raise
+        try:
+            # Somebody may have removed the session between open and lock.
+            if not os.path.samestat(os.fstat(fd), os.stat(folder / NAME)):
+                raise FileNotFoundError
+            text = f"{os.getpid()} {time.strftime('%Y-%m-%dT%H:%M:%S')}\n".encode()
+            os.ftruncate(fd, 0)
+            os.lseek(fd, 0, os.SEEK_SET)
+            os.write(fd, text)
+        except FileNotFoundError:
+            os.close(fd)
+            raise StoreError(f"session {name!r} was removed just now") from None
+        except OSError:
+            # A full disk: the lock holds without its text.
+            pass
+        return cls(fd)
+
+    def release(self) -> None:
+        """Let others have the session; a second call does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _holder(text: bytes) -> str:
+    pid, _, since = text.decode("ascii", "replace").strip().partition(" ")
+    if not pid.isdecimal():
+        return "another process"
+    if int(pid) == os.getpid():
+        return f"this process ({pid})"
+    started = f" (since {since})" if since and since.isprintable() else ""
+    return f"process {pid}{started}"
+
+
+def _flock(fd: int) -> None:
+    # Advisory and only where there is flock: elsewhere two processes are the user's care.
+    try:
+        import fcntl
+    except ImportError:
+        return
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,34 @@
+"""Slots: which places of which segments are free, and which of them hold committed blocks.
+
+Invariant: a slot that either head file names, or that a block not yet committed was written to, is
+never handed out again. A segment that another session shares, by a hard link, is never written.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+
+Place = tuple[int, int]
+"""Segment number and slot."""
+
+FIRST_SLOTS, MOST_SLOTS = 4, 32
+
+
+def next_size(n_segments: int) -> int:
+    """Slots of a new segment: few for a short conversation, 4096 tokens from the fourth on."""
+    return min(FIRST_SLOTS << min(n_segments, 8), MOST_SLOTS)
+
+
+def find_free(
+    segments: Mapping[int, int],
+    taken: Mapping[int, Collection[int]],
+    writable: Callable[[int], bool],
+) -> Place | None:
+    """The first place that is not taken, in the order of segment numbers; None if there is none.
+
+    segments: number of slots by segment number; taken: slots by segment number. writable is asked
+    about a segment that has room.
+    """
+    for segment in sorted(segments):
+        inside = taken.get(segment, ())
+        if len(inside) < segments[segment] and writable(segment):
+            return segment, next(s for s in range(segments[segment]) if s not in inside)
+    return None

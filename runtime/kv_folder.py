@@ -1,0 +1,54 @@
+"""Folders for keys and values of sessions without a name: made when one begins, removed when it
+ends; what a killed process left behind is removed by the next."""
+
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+
+from hga.kvstore.errors import StoreError
+from hga.kvstore.geometry import Geometry
+from hga.kvstore.lock import FolderLock
+from hga.kvstore.store import SessionStore
+from hga.kvstore.store_layout import BlockShape
+
+_PREFIX = "kv-"
+
+
+def default_folder() -> Path:
+    """The user's cache folder, which lies on a disk where the system's temporary files may not."""
+    import platformdirs
+
+    return platformdirs.user_cache_path("hga", appauthor=False) / "kv"
+
+
+def temporary_store(geometry: Geometry, parent: Path | None) -> SessionStore:
+    """A store in a new folder of `parent`, for `remove_store`; raises StoreError."""
+    parent = parent or default_folder()
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(parent)
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)) / "session"
+    except OSError as error:
+        raise StoreError(
+            f"keys and values cannot be stored in {parent}: {error.strerror} (--kv-dir names"
+            " another folder)"
+        ) from error
+    return SessionStore.create(folder, BlockShape.of(geometry), {})
+
+
+def remove_store(store: SessionStore) -> None:
+    """Close a temporary store and remove it."""
+    store.close()
+    shutil.rmtree(store.folder.parent, ignore_errors=True)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for folder in parent.glob(_PREFIX + "*"):
+        session = folder / "session"
+        # A store that is just being made has no session yet and is left alone.
+        if not session.is_dir():
+            continue
+        with contextlib.suppress(OSError):
+            FolderLock.take(session).release()
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,61 @@
+"""A prompt whose keys and values go to disk: it passes layer by layer, so that every layer reads
+its earlier pages once, however long the prompt is. A token's arithmetic is that in memory."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hga.kvstore.geometry import CHUNK_TOKENS
+from hga.kvstore.route import Units
+from hga.kvstore.stage import Stage
+
+from .forward import ForwardPass
+
+
+def check_ids(ids: Sequence[int], vocab_size: int) -> None:
+    """ValueError unless all ids are of the vocabulary."""
+    if len(ids) and not (min(ids) >= 0 and max(ids) < vocab_size):
+        raise ValueError(f"token ids must lie in 0..{vocab_size - 1}")
+
+
+def cuts(position: int, n_tokens: int, step: int) -> list[tuple[int, int]]:
+    """Ranges of at most `step` tokens of a prompt at position…, which end at multiples of a chunk,
+    where units of a routed prompt do."""
+    ranges, first = [], 0
+    while first < n_tokens:
+        size = step - (position + first) % CHUNK_TOKENS if step > CHUNK_TOKENS else step
+        ranges.append((first, min(first + size, n_tokens)))
+        first += size
+    return ranges
+
+
+def pass_layers(
+    forward: ForwardPass,
+    layers: NDArray[Any],
+    ids: Sequence[int],
+    position: int,
+    stage: Stage,
+    units: Units,
+    advance: Callable[[float], None],
+) -> NDArray[np.float32]:
+    """Take ids at positions position… through all layers; the residual stream, float32
+    [T, hidden].
+
+    layers: LAYER records, of which a copy gets the stage's cells. advance hears the share done.
+    """
+    layers, tokens = layers.copy(), np.asarray(ids, np.int64)
+    parts = cuts(position, len(ids), forward.block_tokens)
+    residual = np.empty((len(ids), forward.hidden), np.float32)
+    for a, b in parts:
+        forward.embed(layers, tokens[a:b], residual[a:b])
+    layers["residency"] = 0
+    for i in range(len(layers)):
+        cells = stage.layer(i)
+        layers[i]["cells"], layers[i]["cell_row"] = cells.ctypes.data, cells.strides[0]
+        for a, b in parts:
+            forward.run_layer(layers, i, residual[a:b], position + a, units)
+            advance((i + b / len(ids)) / len(layers))
+        stage.end_layer(i)
+    return residual
