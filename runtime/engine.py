@@ -17,7 +17,8 @@ from .container import ModelFile
 from .kv_folder import remove_store, temporary_store
 from .options import Options
 from .placement import Placement, place
-from .session import ContextError, Session
+from .session import Session
+from .session_types import ContextError
 
 if TYPE_CHECKING:
     from .template import ChatTemplate
