@@ -19,7 +19,7 @@ from hga.kvstore.stage import Stage
 
 from .forward import LOGIT_ROWS
 from .placement import SEGMENT_TOKENS
-from .prompt import check_ids, cuts, pass_layers
+from .prompt import cuts, pass_layers
 from .turn_stats import TurnStats
 
 if TYPE_CHECKING:
@@ -155,6 +155,11 @@ class Session:
                 " (--ctx sets it)"
             )
 
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        last = self._engine.plan.vocab_size - 1
+        if len(ids) and not (min(ids) >= 0 and max(ids) <= last):
+            raise ValueError(f"token ids must lie in 0..{last}")
+
     def _run(self, ids: Sequence[int], n_logits: int, routed: bool = False) -> Logits:
         """One call of the kernel; the timeline grows by ids."""
         position = len(self.tokens)
@@ -210,7 +215,7 @@ class Session:
         changed, if they do not fit.
         """
         self._check_room(len(token_ids))
-        check_ids(token_ids, self._engine.plan.vocab_size)
+        self._check_ids(token_ids)
         if isinstance(self._arena, DiskArena):
             self._feed_to_disk(token_ids, self._arena, progress)
             return
@@ -252,7 +257,7 @@ class Session:
     def step(self, token: int) -> Logits:
         """Append one token as decoding does (routed unless attention is dense); its logits [V]."""
         self._check_room(1)
-        check_ids((token,), self._engine.plan.vocab_size)
+        self._check_ids((token,))
         start = time.perf_counter()
         self._recalls[:] = 1
         if isinstance(self._arena, DiskArena) and self._attention == "dense":
@@ -314,7 +319,7 @@ class Session:
             for token in token_ids:
                 yield self.step(token)[None]
             return
-        check_ids(token_ids, self._engine.plan.vocab_size)
+        self._check_ids(token_ids)
         if isinstance(self._arena, DiskArena):
             for first in range(0, len(token_ids), SEGMENT_TOKENS):
                 part = token_ids[first : first + SEGMENT_TOKENS]
@@ -332,9 +337,11 @@ class Session:
 
     def fork_point(self, token_ids: Sequence[int]) -> int:
         """Length of the longest common prefix of token_ids and the timeline."""
-        pairs = enumerate(zip(token_ids, self.tokens))
         n = min(len(token_ids), len(self.tokens))
-        return next((i for i, (a, b) in pairs if a != b), n)
+        for i in range(n):
+            if token_ids[i] != self.tokens[i]:
+                return i
+        return n
 
     def truncate(self, n_tokens: int) -> None:
         """Forget everything after the first n_tokens; logits are gone until the next token."""

@@ -86,7 +86,6 @@ def test_a_full_disk(twin, tmp_path, read_state):
                 each.turn(900)
         assert caught.value.errno == 28 and str(mount / "a") in caught.value.strerror
         each.saved.pop()
-        each.store.roll_back()
         assert read_state(each.store) == each.saved[-1]
         # A shorter conversation still fits.
         each.tokens, each.blocks = list(each.saved[-1][0]), list(each.saved[-1][1])
@@ -124,6 +123,5 @@ def test_a_limit_on_the_size_of_files(twin, tmp_path, read_state):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     each.saved.pop()
-    each.store.roll_back()
     assert read_state(each.store) == each.saved[-1]
     each.store.close()
