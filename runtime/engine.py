@@ -1,6 +1,6 @@
 """Engine: an open model, its compiled kernels and its buffers; sessions share it, in turn."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -14,13 +14,14 @@ from hga.models.plan import ModelPlan
 
 from . import budget
 from .container import ModelFile
+from .expert_budget import place_experts, trunk_bytes
 from .kv_folder import remove_store, temporary_store
 from .options import Options
 from .placement import Placement, place
-from .session import Session
-from .session_types import ContextError
+from .session import ContextError, Session
 
 if TYPE_CHECKING:
+    from .experts import ExpertCache
     from .template import ChatTemplate
     from .tokenizer import Tokenizer
 
@@ -38,8 +39,7 @@ def _open_model(path: Path, notices: list[str]) -> ModelFile:
     import psutil
 
     model = ModelFile.open(path)
-    trunk = sum(s.nbytes for s in model.segments if ".experts." not in s.name)
-    available = psutil.virtual_memory().available
+    trunk, available = trunk_bytes(model), psutil.virtual_memory().available
     if trunk > available // 2:
         notices.append(
             f"weights are mapped from the file, not read: {trunk >> 20} MiB would take more than"
@@ -82,9 +82,10 @@ class Engine:
             self._note_small_budget()
             self._tokenizer: Tokenizer | None = None
             self._reader: Reader | None = None
+            self.experts: ExpertCache | None = None
             self._template: ChatTemplate | None = None
             self.windows = tuple(layer.attention.window for layer in self.plan.layers)
-            self.placement = self._place()
+            self.placement, self._n_slots = self._place()
             budget.check(self.bill(), options.mem)
             self._open_kernels(cache_dir, report)
         except BaseException:
@@ -114,16 +115,28 @@ class Engine:
         from .forward import ForwardPass
         from .weights import Weights
 
-        self.weights = Weights(self.model)
+        self.weights = Weights(self.model, cached_experts=self._n_slots > 0)
         self._backend = ops.open_cpu(cache_dir / "kernels", self.options.threads, report=report)
         self.notices += self._backend.notices
         try:
             self.forward_pass = ForwardPass(
                 self.weights, self._backend, self.ctx, self.options.sketch_bits
             )
+            if self._n_slots:
+                self._open_experts()
         except BaseException:
             self._backend.close()
+            if self._reader is not None:
+                self._reader.close()
             raise
+
+    def _open_experts(self) -> None:
+        from .experts import ExpertCache
+
+        # Reading the trunk has left it in the page cache too.
+        self.model.drop_page_cache()
+        self.experts = ExpertCache(self.model, self.weights, self._n_slots, self.reader)
+        self.forward_pass.use_cache(self.experts)
 
     @classmethod
     def open(
@@ -168,30 +181,33 @@ class Engine:
         """The execution mode obtained, such as "cpu: avx512, 2 threads"."""
         return self._backend.description
 
-    def _place(self) -> Placement:
+    def _place(self) -> tuple[Placement, int]:
+        """Where keys and values lie, and the slots for experts (0: they are mapped)."""
         import psutil
 
-        options = self.options
-        fixed = [
-            budget.BillLine("weights", sum(segment.nbytes for segment in self.model.segments)),
-            budget.BillLine("runtime and scratch", _RUNTIME_BYTES),
-        ]
+        options, free = self.options, psutil.virtual_memory().available
+        fixed = [budget.BillLine("runtime and scratch", _RUNTIME_BYTES)]
         kv = options.kv
         if options.attention == "hga-paper":
             summaries = self.geometry.summary_bytes(self.ctx)
             fixed.append(budget.BillLine("chunk summaries", summaries, True))
             kv = "ram"
-        return place(
-            self.geometry,
-            self.windows,
-            self.ctx,
-            self.plan.hidden,
-            Router(options.attention, Budget.parse(options.budget)),
-            fixed,
-            kv,
-            options.mem,
-            psutil.virtual_memory().available,
-        )
+
+        def place_kv(lines: Sequence[budget.BillLine]) -> Placement:
+            return place(
+                self.geometry,
+                self.windows,
+                self.ctx,
+                self.plan.hidden,
+                Router(options.attention, Budget.parse(options.budget)),
+                lines,
+                kv,
+                options.mem,
+                free,
+            )
+
+        chosen = place_experts(self.model, options, fixed, place_kv, free)
+        return chosen.kv, chosen.n_slots
 
     def bill(self) -> list[budget.BillLine]:
         """What the model takes at the full context, an upper bound item by item."""
@@ -211,7 +227,7 @@ class Engine:
 
     @property
     def reader(self) -> Reader:
-        """The reader of keys and values on disk, started at first use."""
+        """The reader of experts, keys and values on disk, started at first use."""
         if self._reader is None:
             self._reader = Reader.open(self.options.io, report=self._note)
             self.forward_pass.connect(self._reader.address)
