@@ -6,6 +6,7 @@ the next one begins. A prompt passes layer by layer (kvstore/stage.py).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,17 @@ def recent_blocks(window: int) -> int:
     """Blocks of a layer that stay in memory: those that its window (0: the window of routing)
     reaches into, besides the one that grows."""
     return -(-max(window, WINDOW_TOKENS) // BLOCK_TOKENS) + 2
+
+
+@dataclass(frozen=True, slots=True)
+class ReadCounts:
+    """Since the arena began: cells of decoded tokens found in memory and read; bytes that all
+    reads brought, and nanoseconds that threads waited for them (of all users of the reader)."""
+
+    hits: int = 0
+    reads: int = 0
+    disk_bytes: int = 0
+    stall_ns: int = 0
 
 
 class DiskArena(Index):
@@ -85,6 +97,12 @@ class DiskArena(Index):
     def allocated_bytes(self) -> int:
         """Memory for keys and values: recent blocks and frames."""
         return sum(r.nbytes for r in self._recent) + self.frames.frame_bytes
+
+    @property
+    def reads(self) -> ReadCounts:
+        """Counts so far."""
+        cells, stats = self.frames.cell_reads, self.reader.stats
+        return ReadCounts(cells.hits, cells.reads, stats["bytes"], stats["stall_ns"])
 
     def reserve(self, n_tokens: int) -> None:
         """Make room for one more block at most; StoreError when disk or context is exhausted."""

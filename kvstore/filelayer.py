@@ -72,6 +72,11 @@ class Files:
         else:
             os.fsync(fd)
 
+    def forget(self, fd: int) -> None:
+        """Let go of what the system keeps in memory of a file that was synced."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def sync(self, fd: int) -> None:
         """Make what was written to a file durable, and its size."""
         os.fsync(fd)

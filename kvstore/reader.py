@@ -215,7 +215,7 @@ class Reader:
         tickets = np.zeros(len(requests), np.int64)
         table = np.zeros((len(requests), io_entry.REQUEST_WORDS), np.int64)
         for i, r in enumerate(requests):
-            if not 0 <= r.file < len(self._files):
+            if not 0 <= r.file < len(self._files) or self._files[r.file] is None:
                 raise StoreError(f"file {r.file} is not open")
             verify = 0 if r.sum is None else io_slots.VERIFY
             seed = np.array(r.seed, np.uint64).astype(np.int64)
@@ -226,7 +226,10 @@ class Reader:
         return tickets
 
     def wait(self, requests: Sequence[Request], tickets: NDArray[np.int64]) -> None:
-        """Wait for submitted requests; StoreError for the first that failed or was dropped."""
+        """Wait for submitted requests; StoreError for the first that failed or was dropped.
+
+        No signal interrupts it: until a read has ended its memory belongs to the disk.
+        """
         from hga.kernels.cpu import io_entry
 
         self._check_process()

@@ -90,7 +90,7 @@ def _serve_one_by_one(queue: Queue, read: Read) -> None:
 
     run = _run_words()
     while True:
-        n = take(queue.address, True, run.ctypes.data)
+        n = take(queue.address, 1, run.ctypes.data)
         if n < 0:
             return
         if n > 0:
@@ -110,7 +110,8 @@ def _finish(queue: Queue, run: NDArray[np.int64], read: Read) -> None:
         except OSError as error:
             status = -(error.errno or errno.EIO)
         words[io_slots.STATUS // 8] = status
-    io_entry.finish(queue.address, run.ctypes.data, len(run), time.monotonic_ns() - start)
+    busy_ns = time.monotonic_ns() - start
+    io_entry.finish(queue.address, run.ctypes.data, len(run), io_entry.SAID, busy_ns)
 
 
 def serve_mmap(queue: Queue) -> None:
@@ -125,7 +126,7 @@ def serve_mmap(queue: Queue) -> None:
         taken: list[NDArray[np.int64]] = []
         while len(taken) < len(runs):
             run = runs[len(taken)]
-            n = take(queue.address, not taken, run.ctypes.data)
+            n = take(queue.address, int(not taken), run.ctypes.data)
             if n > 0:
                 taken.append(run[:n])
                 _want(queue, run[:n])
@@ -234,7 +235,7 @@ def serve_uring(queue: Queue, ring: Ring) -> None:
     while flying or not closed:
         while free and not closed:
             run = free[-1][1]
-            n = io_entry.take(queue.address, not flying, run.ctypes.data)
+            n = io_entry.take(queue.address, int(not flying), run.ctypes.data)
             closed = n < 0
             if n > 0:
                 tag, run = free.pop()
@@ -245,11 +246,9 @@ def serve_uring(queue: Queue, ring: Ring) -> None:
             continue
         for tag, got in ring.ended():
             run, n, n_bytes, start, _ = flying.pop(tag)
-            if got == n_bytes:
-                busy_ns = time.monotonic_ns() - start
-                io_entry.finish_read(queue.address, run.ctypes.data, n, busy_ns)
-            else:
-                io_entry.read_taken(queue.address, run.ctypes.data, n)
+            how = io_entry.WHOLE if got == n_bytes else io_entry.UNREAD
+            busy_ns = time.monotonic_ns() - start
+            io_entry.finish(queue.address, run.ctypes.data, n, how, busy_ns)
             free.append((tag, run))
 
 

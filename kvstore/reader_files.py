@@ -9,6 +9,7 @@ import ctypes
 import errno
 import mmap
 import os
+import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,7 +52,12 @@ def open_file(place: Path | str | int, direct: bool, note: Callable[[str], None]
     name = f"descriptor {place}" if isinstance(place, int) else str(place)
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
+        # Looked at first: to open a pipe may wait for ever, and so may io_uring that reads one.
+        if not stat.S_ISREG(os.stat(place).st_mode):
+            raise StoreError(f"{name} is not a regular file")
         buffered = os.dup(place) if isinstance(place, int) else os.open(place, flags)
+    except StoreError:
+        raise
     except OSError as error:
         raise StoreError(_reason(error, f"{name} cannot be opened")) from error
     file = DiskFile(name, buffered, -1, 1, 1)

@@ -37,6 +37,8 @@ from .store_layout import (
 
 FILE_NAME = re.compile(r"seg-(\d{6,10})\.kv")
 NEW = ".new"
+# What was written and may still be in the system's memory, not on the disk.
+MOST_CACHED = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class Segments:
         self._spans = shape.layer_spans()
         self._fds: dict[int, int] = {}
         self._unsynced: set[int] = set()
+        # Bytes written since the last sync.
+        self._cached = 0
         self.entries: dict[int, SegmentEntry] = {}
 
     def open(self, expected: SegmentEntry | None, number: int) -> SegmentEntry:
@@ -180,9 +184,7 @@ class Segments:
             raise ValueError(f"layer {layer} has {pages.nbytes} bytes, not {end - at}")
         seed = slot_seed(self.entries[place[0]].id, place[1], self._shape)
         cell_sums(pages, size, (seed + first) % (1 << 64), sums[first:last])
-        self._unsynced.add(place[0])
-        offset = slot_offset(place[1], self._shape) + at
-        write_all(self._files, self._fds[place[0]], [pages.data], offset)
+        self._write_to(place, at, [pages.data])
 
     def write_tail(
         self, place: Place, block: int, generation: int, sums: Sums, index: Bytes
@@ -206,10 +208,17 @@ class Segments:
         seal = Seal(block, entry.id, place[1], generation).pack(tail)
         fill = bytes(self._shape.block_bytes - self._shape.kv_bytes - len(tail) - len(seal))
         views = [*(part.data for part in kv), memoryview(tail + seal + fill)]
-        self._unsynced.add(place[0])
-        offset = slot_offset(place[1], self._shape) + (0 if kv else self._shape.kv_bytes)
-        write_all(self._files, self._fds[place[0]], views, offset)
+        self._write_to(place, 0 if kv else self._shape.kv_bytes, views)
         return BlockEntry(*place, seal_digest(seal)), sums
+
+    def _write_to(self, place: Place, at: int, views: Sequence[memoryview]) -> None:
+        """Write to a slot; now and then, sync and give back the memory that writing took."""
+        self._unsynced.add(place[0])
+        offset = slot_offset(place[1], self._shape) + at
+        write_all(self._files, self._fds[place[0]], views, offset)
+        self._cached += sum(map(len, views))
+        if self._cached > MOST_CACHED:
+            self.sync()
 
     def _sums(self, kv: Sequence[Bytes], seed: int) -> Sums:
         n_bytes = sum(part.nbytes for part in kv)
@@ -228,7 +237,10 @@ class Segments:
         """Make all that was written durable."""
         for number in sorted(self._unsynced):
             must(self._files.datasync, self._fds[number])
+            with contextlib.suppress(OSError):
+                self._files.forget(self._fds[number])
         self._unsynced.clear()
+        self._cached = 0
 
     def read_tail(self, block: int, at: BlockEntry) -> tuple[Bytes, Sums]:
         """Index and sums of a block, as they were written."""

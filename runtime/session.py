@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hga.kvstore.arena import RamArena
-from hga.kvstore.disk_arena import DiskArena
+from hga.kvstore.disk_arena import DiskArena, ReadCounts
 from hga.kvstore.geometry import CHUNK_TOKENS
 from hga.kvstore.route import EVERYTHING, PREFILLS, RULES, Budget, Route, Router
 from hga.kvstore.stage import Stage
@@ -65,6 +65,7 @@ class Session:
             if sketches is not None:
                 self._layers[i]["sketches"] = sketches.ctypes.data
                 self._layers[i]["head_bytes"] = sketches.strides[0]
+        self._disk = arena.reads if isinstance(arena, DiskArena) else ReadCounts()
         self._logits: Logits = np.zeros(0, np.float32)
         # Chunks whose summaries, of the published rule, are up to date.
         self._summed_chunks = 0
@@ -200,6 +201,7 @@ class Session:
             raise
         self.tokens.extend(int(i) for i in ids)
         self.stats.kv_bytes = arena.allocated_bytes
+        self._count_disk(arena)
         return residual
 
     def _head(self, residual: NDArray[np.float32]) -> Logits:
@@ -274,6 +276,8 @@ class Session:
     def _count_reads(self) -> None:
         """Add what the token just decoded read to the counters."""
         stats, forward, geometry = self.stats, self._forward, self._engine.geometry
+        if isinstance(self._arena, DiskArena):
+            self._count_disk(self._arena)
         stats.attended += forward.attended / len(self._layers)
         stats.read_bytes += forward.read_bytes
         if forward.routed_layers and self._attention == "hga-paper":
@@ -286,6 +290,15 @@ class Session:
             rows = [self._recalls[i, : shapes[i].attention.n_heads] for i in self._routed]
             stats.recalled += float(np.concatenate(rows).mean())
             stats.recall_tokens += 1
+
+    def _count_disk(self, arena: DiskArena) -> None:
+        """Bring the counters of reads up to date."""
+        now, before = arena.reads, self._disk
+        self.stats.cell_hits += now.hits - before.hits
+        self.stats.cell_reads += now.reads - before.reads
+        self.stats.disk_bytes += now.disk_bytes - before.disk_bytes
+        self.stats.stall_s += (now.stall_ns - before.stall_ns) / 1e9
+        self._disk = now
 
     def generate(
         self, sampler: TokenSampler, max_tokens: int, stop_ids: Collection[int]

@@ -17,6 +17,12 @@ class TurnStats:
     # Read by decoded tokens: keys and values, and what routing scanned to choose them.
     read_bytes: int = 0
     index_bytes: int = 0
+    # Cells of keys and values on disk that decoded tokens found in memory, and those that they
+    # had to read; what all reads of the turn brought, and how long kernel threads waited for them.
+    cell_hits: int = 0
+    cell_reads: int = 0
+    disk_bytes: int = 0
+    stall_s: float = 0.0
     recalled: float = 0.0
     recall_tokens: int = 0
 
@@ -24,6 +30,12 @@ class TurnStats:
     def attended_mean(self) -> float | None:
         """Tokens attended per decoded token, mean over layers; None before the first."""
         return self.attended / self.decode_tokens if self.decode_tokens else None
+
+    @property
+    def kv_hit_rate(self) -> float | None:
+        """Share of the cells of decoded tokens that lay in memory; None where all of them do."""
+        asked = self.cell_hits + self.cell_reads
+        return self.cell_hits / asked if asked else None
 
     @property
     def mass_recall(self) -> float | None:

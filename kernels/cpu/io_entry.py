@@ -1,9 +1,11 @@
 """Entry points of the reader's queue for Python, compiled once and kept (kvstore/reader.py)."""
 
-from numba import njit
+from typing import Any
+
+from numba import njit, types
 
 from . import io_queue, io_worker
-from .io_read import direct_descriptor
+from .io_read import direct_descriptor, read_run
 from .io_slots import (
     BUFFERED,
     BUSY_NS,
@@ -27,11 +29,17 @@ from .system_calls import JIT
 
 # Words of a request in the table that `push_all` takes.
 REQUEST_WORDS = 8
+# What `finish` is told of a run.
+WHOLE, SAID, UNREAD = 0, 1, 2
 
-_ENTRY = {**JIT, "cache": True}
+
+def _entry(n_arguments: int) -> Any:
+    """Compile at import for int64 arguments: an I/O thread that met its first request must not
+    begin to compile."""
+    return njit([types.int64(*[types.int64] * n_arguments)], cache=True, **JIT)
 
 
-@njit(**_ENTRY)
+@_entry(5)
 def push_all(queue: int, table: int, n: int, flags: int, generation: int) -> int:
     """Push n requests: int64 [n, 8] of file, offset, n_bytes, dest, ticket, flags, sum, seed.
 
@@ -47,7 +55,7 @@ def push_all(queue: int, table: int, n: int, flags: int, generation: int) -> int
     return queued
 
 
-@njit(**_ENTRY)
+@_entry(3)
 def wait_all(queue: int, tickets: int, n: int) -> int:
     """Wait for n tickets that lie side by side; returns how many are READ."""
     n_read = 0
@@ -56,23 +64,23 @@ def wait_all(queue: int, tickets: int, n: int) -> int:
     return n_read
 
 
-@njit(**_ENTRY)
-def promote(queue: int, ticket: int) -> bool:
+@_entry(2)
+def promote(queue: int, ticket: int) -> int:
     """See io_queue.promote."""
-    return bool(io_queue.promote(queue, ticket))
+    return int(io_queue.promote(queue, ticket))
 
 
-@njit(**_ENTRY)
+@_entry(2)
 def cancel_hints(queue: int, generation: int) -> int:
     """See io_queue.cancel_hints."""
     n: int = io_queue.cancel_hints(queue, generation)
     return n
 
 
-@njit(**_ENTRY)
+@_entry(6)
 def set_file(
     queue: int, index: int, buffered: int, direct: int, offset_align: int, memory_align: int
-) -> None:
+) -> int:
     """Open a file entry: its descriptors (direct: -1 for none) and what O_DIRECT asks for."""
     file = address_of_file(queue, index)
     lock(queue)
@@ -82,75 +90,63 @@ def set_file(
     put(file + MEMORY_ALIGN, memory_align)
     put(file + STATE, FILE_OPEN)
     unlock(queue)
+    return 0
 
 
-@njit(**_ENTRY)
-def refuse_file(queue: int, index: int) -> None:
+@_entry(2)
+def refuse_file(queue: int, index: int) -> int:
     """Take no more requests for a file and drop the queued ones."""
     lock(queue)
     put(address_of_file(queue, index) + STATE, FILE_CLOSING)
     unlock(queue)
     io_queue.cancel_file(queue, index)
+    return 0
 
 
-@njit(**_ENTRY)
-def close_queue(queue: int, n_threads: int) -> None:
+@_entry(2)
+def close_queue(queue: int, n_threads: int) -> int:
     """See io_queue.close_queue."""
     io_queue.close_queue(queue, n_threads)
+    return 0
 
 
-@njit(**_ENTRY)
-def serve(queue: int) -> None:
+@_entry(1)
+def serve(queue: int) -> int:
     """The life of an I/O thread that reads with preadv."""
     io_worker.serve(queue)
+    return 0
 
 
-@njit(**_ENTRY)
-def read_once(queue: int) -> int:
-    """See io_worker.read_once."""
-    n: int = io_worker.read_once(queue)
-    return n
-
-
-@njit(**_ENTRY)
-def take(queue: int, sleeps: bool, run: int) -> int:
+@_entry(3)
+def take(queue: int, sleeps: int, run: int) -> int:
     """A run of requests for a thread that reads in Python, hints too: see io_worker.take.
 
     sleeps: wait where there is none; then 0 means to call again.
     """
-    n: int = io_worker.take(queue, 0, True, sleeps, run)
+    n: int = io_worker.take(queue, 0, 1, sleeps, run)
     if n == 0 and sleeps:
         io_worker.sleep_until_woken(queue)
     return n
 
 
-@njit(**_ENTRY)
+@_entry(3)
 def direct_of(queue: int, run: int, n: int) -> int:
     """The descriptor with O_DIRECT that may read a run, or -1."""
     fd: int = direct_descriptor(run, n, file_of(queue, get(run)))
     return fd
 
 
-@njit(**_ENTRY)
-def finish(queue: int, run: int, n: int, busy_ns: int) -> None:
-    """End a run whose outcomes stand in STATUS, after one read that took busy_ns."""
-    atomic_add(queue + READS, 1)
-    atomic_add(queue + BUSY_NS, busy_ns)
+@_entry(5)
+def finish(queue: int, run: int, n: int, how: int, busy_ns: int) -> int:
+    """End a run that was read in busy_ns: whole (WHOLE), as STATUS says (SAID), or not, so that it
+    is read here (UNREAD)."""
+    if how == UNREAD:
+        read_run(queue, run, n)
+    else:
+        atomic_add(queue + READS, 1)
+        atomic_add(queue + BUSY_NS, busy_ns)
+    if how == WHOLE:
+        for i in range(n):
+            put(get(run + 8 * i) + STATUS, 0)
     io_worker.finish(queue, run, n)
-
-
-@njit(**_ENTRY)
-def finish_read(queue: int, run: int, n: int, busy_ns: int) -> None:
-    """End a run that was read whole."""
-    for i in range(n):
-        put(get(run + 8 * i) + STATUS, 0)
-    atomic_add(queue + READS, 1)
-    atomic_add(queue + BUSY_NS, busy_ns)
-    io_worker.finish(queue, run, n)
-
-
-@njit(**_ENTRY)
-def read_taken(queue: int, run: int, n: int) -> None:
-    """Read and end a run with preadv."""
-    io_worker.read_run(queue, run, n)
-    io_worker.finish(queue, run, n)
+    return 0

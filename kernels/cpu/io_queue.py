@@ -117,7 +117,7 @@ def push(
             problem = -_ECANCELED
         elif get(entry + STATE) != FILE_OPEN:
             problem = -_EBADF
-        elif n_bytes <= 0 or (flags & VERIFY and n_bytes & 255):
+        elif n_bytes <= 0 or offset < 0 or (flags & VERIFY and n_bytes & 255):
             problem = -_EINVAL
         elif flags & HINT and (slot == 0 or get(queue + N_HINT) >= get(queue + MAX_HINTS)):
             count(queue + REFUSED, 1)

@@ -169,17 +169,6 @@ def help_once(queue: int, ticket: int, with_hints: int) -> bool:
 
 
 @njit(**JIT)
-def read_once(queue: int) -> int:
-    """Read one run, hints too, in this thread; returns how many requests (0: none are queued)."""
-    run = _run()
-    n: int = take(queue, 0, 1, 0, run)
-    if n > 0:
-        read_run(queue, run, n)
-        finish(queue, run, n)
-    return n
-
-
-@njit(**JIT)
 def serve(queue: int) -> None:
     """Read requests until the queue is closed: the life of an I/O thread."""
     run = _run()

@@ -81,7 +81,9 @@ def _scan(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> None:
 def _choose(c: Any, layer: Any, n_groups: Any, thread: Any, n: Any) -> None:
     """The best groups of every KV head by their shares."""
     rows = layer.n_heads // layer.n_kv_heads
-    for h in range(thread, layer.n_kv_heads, n):
+    # As `_scan` cuts them: most of a head's scores are in the cache of the thread that made them.
+    h0, h1 = share(layer.n_kv_heads, thread, n)
+    for h in range(h0, h1):
         pooled = c.scores + (layer.n_heads + h) * c.score_bytes
         routing.pool_shares(
             c.scores + h * rows * c.score_bytes, c.score_bytes, rows, n_groups, pooled

@@ -23,18 +23,56 @@ from .simd import (
     splat_f32,
     store_f32,
     store_scalar_i32,
-    sub,
 )
 from .simd_bits import (
+    LOG2_E,
+    OCTAVE_BITS,
+    ONE_BITS,
     bits_of_float,
+    coarse_power,
     count_bits,
-    exp_coarse,
     float_of_bits,
     lanes_at_least,
     lowest_bit,
 )
 
 JIT = {"nogil": True, "error_model": "numpy"}
+
+
+@njit(**JIT)
+def _largest(row: Any, end: Any) -> Any:
+    """The largest float of `end` bytes, whole vectors."""
+    # Four at a time, here and below: one alone waits for itself.
+    fours = end & ~255
+    a = b = c = d = load_f32(row)
+    for i in range(0, fours, 256):
+        a, b = maximum(load_f32(row + i), a), maximum(load_f32(row + i + 64), b)
+        c, d = maximum(load_f32(row + i + 128), c), maximum(load_f32(row + i + 192), d)
+    for i in range(fours, end, 64):
+        a = maximum(load_f32(row + i), a)
+    return reduce_max(maximum(maximum(a, b), maximum(c, d)))
+
+
+@njit(**JIT)
+def _power(at: Any, step: Any, offset: Any) -> Any:
+    """Replace a vector by its coarse powers; returns them."""
+    power = coarse_power(load_f32(at), step, offset)
+    store_f32(at, power)
+    return power
+
+
+@njit(**JIT)
+def _sum_of_powers(row: Any, end: Any, step: Any, offset: Any) -> Any:
+    """Replace floats by their coarse powers; returns the sum of these."""
+    fours = end & ~255
+    a = b = c = d = splat_f32(np.float32(0))
+    for i in range(0, fours, 256):
+        a, b = add(a, _power(row + i, step, offset)), add(b, _power(row + i + 64, step, offset))
+        c = add(c, _power(row + i + 128, step, offset))
+        d = add(d, _power(row + i + 192, step, offset))
+    for i in range(fours, end, 64):
+        a = add(a, _power(row + i, step, offset))
+    return reduce_add(add(add(a, b), add(c, d)))
 
 
 @njit(**JIT)
@@ -49,16 +87,12 @@ def pool_shares(scores: Any, row_bytes: Any, n_rows: Any, n_groups: Any, pooled:
         store_f32(pooled + i, splat_f32(np.float32(0)))
     for r in range(n_rows):
         row = scores + r * row_bytes
-        top = load_f32(row)
-        for i in range(64, end, 64):
-            top = maximum(load_f32(row + i), top)
-        top = splat_f32(reduce_max(top))
-        total = splat_f32(np.float32(0))
-        for i in range(0, end, 64):
-            e = exp_coarse(sub(load_f32(row + i), top))
-            total = add(total, e)
-            store_f32(row + i, e)
-        inverse = splat_f32(np.float32(1) / reduce_add(total))
+        # A power of two near the largest mass becomes one: what is summed are whole octaves away
+        # from the masses that sketch.log_mass summed, and otherwise the same.
+        whole = np.float32(round(_largest(row, end) * LOG2_E))
+        offset = splat_f32(np.float32(ONE_BITS) - whole * np.float32(OCTAVE_BITS))
+        step = splat_f32(LOG2_E * np.float32(OCTAVE_BITS))
+        inverse = splat_f32(np.float32(1) / _sum_of_powers(row, end, step, offset))
         for i in range(0, end, 64):
             share = mul(load_f32(row + i), inverse)
             store_f32(pooled + i, maximum(share, load_f32(pooled + i)))
@@ -91,16 +125,21 @@ def count_at_least(shares: Any, n_groups: Any, limit: Any) -> Any:
 
 @njit(**JIT)
 def threshold_of_count(shares: Any, n_groups: Any, count: Any) -> Any:
-    """The count-th largest share (1 is the largest), count >= 1."""
+    """A limit that `count` >= 1 groups reach, and True; or, where equal shares allow none, the
+    count-th largest share, and False."""
     low, high = np.int64(0), np.int64(bits_of_float(np.float32(2)))
     # At least `count` groups reach low, fewer reach high.
     while high - low > 1:
         middle = (low + high) >> 1
-        if count_at_least(shares, n_groups, float_of_bits(np.int32(middle))) >= count:
+        limit = float_of_bits(np.int32(middle))
+        reached = count_at_least(shares, n_groups, limit)
+        if reached == count:
+            return limit, True
+        if reached > count:
             low = middle
         else:
             high = middle
-    return float_of_bits(np.int32(low))
+    return float_of_bits(np.int32(low)), False
 
 
 @njit(**JIT)
@@ -123,15 +162,19 @@ def select_groups(
     _hide(shares, 0, first)
     _hide(shares, last, (n_groups + 15) // 16 * 16)
     n_least, n_most = min(n_least, last - first), min(n_most, last - first)
-    take = n_most
+    take, exact = n_most, False
     if n_least < n_most:
-        take = min(max(count_at_least(shares, n_groups, limit), n_least), n_most)
+        reached = count_at_least(shares, n_groups, limit)
+        take = min(max(reached, n_least), n_most)
+        exact = take == reached
+    if take > 0 and not exact:
+        limit, exact = threshold_of_count(shares, n_groups, take)
     count = 0
     for g in range(first):
         store_scalar_i32(out + 4 * count, np.int32(g))
         count += 1
     if take > 0:
-        count = _collect(shares, n_groups, take, out, count)
+        count = _collect(shares, n_groups, limit, exact, take, out, count)
     for g in range(last, n_groups):
         store_scalar_i32(out + 4 * count, np.int32(g))
         count += 1
@@ -139,11 +182,17 @@ def select_groups(
 
 
 @njit(**JIT)
-def _collect(shares: Any, n_groups: Any, take: Any, out: Any, count: Any) -> Any:
-    """Append the `take` groups of the largest shares to out; returns the new count."""
-    limit = threshold_of_count(shares, n_groups, take)
-    above = float_of_bits(np.int32(bits_of_float(limit) + np.int32(1)))
-    ties = take - count_at_least(shares, n_groups, above)
+def _collect(
+    shares: Any, n_groups: Any, limit: Any, exact: Any, take: Any, out: Any, count: Any
+) -> Any:
+    """Append the `take` groups of the largest shares to out; returns the new count.
+
+    They reach limit, and if it is `exact` no others do.
+    """
+    above, ties = limit, 0
+    if not exact:
+        above = float_of_bits(np.int32(bits_of_float(limit) + np.int32(1)))
+        ties = take - count_at_least(shares, n_groups, above)
     for i in range(0, n_groups, 16):
         v = load_f32(shares + 4 * i)
         kept, sure = lanes_at_least(v, limit), lanes_at_least(v, above)

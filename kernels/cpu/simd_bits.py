@@ -1,7 +1,9 @@
-"""Comparisons and bits of the SIMD vocabulary: lanes that reach a limit, floats as integers."""
+"""Comparisons and bits of the SIMD vocabulary: lanes that reach a limit, floats as integers, and
+powers of two read off their bits."""
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.core import types
 
@@ -44,6 +46,12 @@ def lowest_bit(b: Any, x: Any) -> Any:
     return _call(b, "llvm.cttz.i64", _I64, x, _I1(0))
 
 
+@_op(f32x16, i32x16)
+def as_f32(b: Any, x: Any) -> Any:
+    """The float32 lanes of these bits."""
+    return b.bitcast(x, _F32X16)
+
+
 @_op(types.float32, types.int32)
 def float_of_bits(b: Any, x: Any) -> Any:
     """The float32 of these bits."""
@@ -68,27 +76,49 @@ def _shift_right(bits: int) -> Any:
 shift_right_2, shift_right_4, shift_right_6 = (_shift_right(n) for n in (2, 4, 6))
 
 
-# `exp_coarse`: one octave of the exponent field, and the field of 2^-0.043.
-COARSE_STEP = 2.0**23 * 1.4426950408889634
-COARSE_OFFSET = 2.0**23 * (127 - 0.043)
+# Coarse powers of two: 2^(i + f) is taken as 2^i (1 + f), which is what the bits of a float say: an
+# octave is 2^23 of them, and 2^0 is ONE_BITS. Up to 6 % too large, by a factor of f alone: sums of
+# such powers may be moved by whole octaves, and ratios of them are within 3 % of the true ones.
+LOG2_E, LOG_2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
+OCTAVE_BITS = 2.0**23
+ONE_BITS = 127 * 2.0**23
+# No power below 2^-100: the product of two floats so small is still normal, and quick.
+LEAST_BITS = 27 * 2.0**23
 
 
-@_op(f32x16, f32x16)
-def exp_coarse(b: Any, x: Any) -> Any:
-    """e^x to 3 %, by straight lines between powers of two; x is held to -86..0."""
-    low, high = _const(_F32X16, -86.0), _const(_F32X16, 0.0)
-    x = b.select(b.fcmp_ordered(">", x, low), x, low)
-    x = b.select(b.fcmp_ordered("<", x, high), x, high)
-    # 2^(i + f) is read off the bits of a float as 2^i (1 + f); the offset centres the error.
-    step, offset = _const(_F32X16, COARSE_STEP), _const(_F32X16, COARSE_OFFSET)
+@_op(f32x16, f32x16, f32x16, f32x16)
+def coarse_power(b: Any, x: Any, step: Any, offset: Any) -> Any:
+    """The float whose bits are x * step + offset, but no less than 2^-100."""
+    bits = _call(b, "llvm.fma.v16f32", _F32X16, x, step, offset)
+    least = _const(_F32X16, LEAST_BITS)
+    bits = b.select(b.fcmp_ordered(">", bits, least), bits, least)
+    return b.bitcast(b.fptosi(bits, _I32X16), _F32X16)
+
+
+@_op(f32x16, f32x16, f32x16, f32x16)
+def coarse_power_near(b: Any, x: Any, step: Any, offset: Any) -> Any:
+    """The float whose bits are x * step + offset, for powers between 2^-126 and 2^127."""
     bits = _call(b, "llvm.fma.v16f32", _F32X16, x, step, offset)
     return b.bitcast(b.fptosi(bits, _I32X16), _F32X16)
 
 
-@_op(i32x16, i32x16, i32x16, types.int32)
-def mix_i32(b: Any, x: Any, y: Any, factor: Any) -> Any:
-    """(x ^ y), rotated 13 bits to the left, times a factor, as uint32."""
-    x = b.xor(x, y)
+@_op(f32x16, f32x16)
+def coarse_log(b: Any, x: Any) -> Any:
+    """The coarse power of two that a positive x is: the exponent, and its fraction above it."""
+    bits = b.sub(b.bitcast(x, _I32X16), _const(_I32X16, int(ONE_BITS)))
+    return b.fmul(b.sitofp(bits, _F32X16), _const(_F32X16, 1 / OCTAVE_BITS))
+
+
+@_op(f32x16, f32x16)
+def nearest(b: Any, x: Any) -> Any:
+    """The nearest whole number, ties to even."""
+    return _call(b, "llvm.rint.v16f32", _F32X16, x)
+
+
+@_op(i32x16, i32x16, i32x16, types.int32, types.int32)
+def mix_i32(b: Any, x: Any, y: Any, spread: Any, factor: Any) -> Any:
+    """x + y * spread, rotated 13 bits to the left, times a factor, as uint32."""
+    x = b.add(x, b.mul(y, _splat(b, spread)))
     rotated = b.or_(b.shl(x, _const(_I32X16, 13)), b.lshr(x, _const(_I32X16, 19)))
     return b.mul(rotated, _splat(b, factor))
 

@@ -7,9 +7,11 @@ on AVX2, plain 32-bit products elsewhere. All three are exact.
 from typing import Any
 
 from llvmlite import binding, ir
+from numba.core import types
 
 from .simd import (
     _I1,
+    _I8,
     _I16,
     _I32,
     _I32X16,
@@ -80,6 +82,14 @@ def _bit(place: int) -> Any:
 
 
 bit_0, bit_1, bit_2, bit_3, bit_4, bit_5, bit_6, bit_7 = (_bit(i) for i in range(8))
+
+
+@_op(types.int64, _address)
+def largest_of_128_bytes(b: Any, p: Any) -> Any:
+    """The largest of the unsigned bytes p..p + 128."""
+    low, high = _load(b, p, _U8X64), _load(b, b.add(p, _I64(64)), _U8X64)
+    larger = b.select(b.icmp_unsigned(">", low, high), low, high)
+    return b.zext(_call(b, "llvm.vector.reduce.umax.v64i8", _I8, larger), _I64)
 
 
 @_op(u8x64, u8x64, _address)

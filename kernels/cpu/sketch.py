@@ -23,7 +23,6 @@ from .simd import (
     fma,
     load_f32,
     load_scalar_f32,
-    log,
     mask_lanes,
     maximum,
     mul,
@@ -35,14 +34,26 @@ from .simd import (
     store_scalar_u8,
     sub,
 )
-from .simd_bits import bits_of_float, exp_coarse, float_of_bits
+from .simd_bits import (
+    LOG2_E,
+    LOG_2,
+    OCTAVE_BITS,
+    ONE_BITS,
+    bits_of_float,
+    coarse_log,
+    coarse_power,
+    coarse_power_near,
+    float_of_bits,
+    nearest,
+)
+from .simd_bytes import largest_of_128_bytes
 from .target import has_byte_tables
 
 if has_byte_tables():
-    from .sketch_tables import estimate4
+    from .sketch_tables import estimate4, estimate8
     from .sketch_tables import write_query as write_query
 else:
-    from .sketch_codes import estimate4
+    from .sketch_codes import estimate4, estimate8
     from .sketch_codes import write_query as write_query
 
 JIT = {"nogil": True, "error_model": "numpy"}
@@ -54,6 +65,9 @@ BLOCK_TOKENS = BLOCK_GROUPS * GROUP_TOKENS
 # Step of the grid in units of mean|y|: least squares for normally distributed y.
 STEP = np.float32(1.25)
 MAX_HEAD_DIM = 512
+
+# Eight powers e^x, and their sum, are normal floats where |x| is no more than this.
+NEAR = np.float32(84)
 
 
 def _random_signs() -> NDArray[np.float32]:
@@ -119,6 +133,12 @@ def _scale_code(scale: Any) -> Any:
 
 
 @njit(**JIT)
+def scale_bits(byte: Any) -> Any:
+    """Bits of the float32 that a scale's byte says, if it is not 0."""
+    return np.int32((byte << 19) + (119 << 23))
+
+
+@njit(**JIT)
 def write_key(block: Any, token: Any, y: Any, head_dim: Any, bits: Any) -> None:
     """Store the sketch of a turned key y (float32 [D]) as token 0..127 of a block."""
     total = square = splat_f32(np.float32(0))
@@ -133,7 +153,7 @@ def write_key(block: Any, token: Any, y: Any, head_dim: Any, bits: Any) -> None:
     byte = _scale_code(scale)
     inverse = np.float32(0)
     if byte > 0:
-        inverse = np.float32(1) / float_of_bits(np.int32((byte << 19) + (119 << 23)))
+        inverse = np.float32(1) / float_of_bits(scale_bits(byte))
     lane, i, row = token >> 3, token & 7, row_bytes(head_dim, bits)
     codes, per_word = block + row * i + 4 * lane, 32 // bits
     for j in range(head_dim // per_word):
@@ -150,16 +170,35 @@ def write_key(block: Any, token: Any, y: Any, head_dim: Any, bits: Any) -> None:
 
 
 @njit(**JIT)
-def log_mass(logits: Any) -> Any:
-    """Logarithm of the sum of e^x over the tokens of 16 groups; logits float32 [8 i][16 groups]."""
-    top = load_f32(logits)
+def log_mass(estimates: Any, unit: Any) -> Any:
+    """Logarithm of the sum of e^x over the tokens of 16 groups, by coarse powers of two.
+
+    estimates: float32 [8 i][16 groups] in units of `unit`. `routing.pool_shares` undoes the
+    logarithm: what is coarse is e^x alone.
+    """
+    top = load_f32(estimates)
     for i in range(64, 512, 64):
-        top = maximum(load_f32(logits + i), top)
-    total = splat_f32(np.float32(0))
-    for i in range(0, 512, 64):
-        total = add(total, exp_coarse(sub(load_f32(logits + i), top)))
-    # The largest key alone gives 0.97: the logarithm is made for values from 1.
-    return add(top, sub(log(add(total, total)), splat_f32(np.float32(math.log(2)))))
+        top = maximum(load_f32(estimates + i), top)
+    octave = np.float32(unit * LOG2_E)
+    # Sums are moved by whole octaves, which changes none of their digits.
+    whole = nearest(mul(top, splat_f32(octave)))
+    step = splat_f32(octave * np.float32(OCTAVE_BITS))
+    offset = fma(whole, splat_f32(np.float32(-OCTAVE_BITS)), splat_f32(np.float32(ONE_BITS)))
+    total = coarse_power(load_f32(estimates), step, offset)
+    for i in range(64, 512, 64):
+        total = add(total, coarse_power(load_f32(estimates + i), step, offset))
+    return mul(add(coarse_log(total), whole), splat_f32(LOG_2))
+
+
+@njit(**JIT)
+def log_mass_near(estimates: Any, unit: Any) -> Any:
+    """The same, where no estimate is beyond -NEAR..NEAR: nothing needs to be moved or held."""
+    step = splat_f32(np.float32(unit * LOG2_E) * np.float32(OCTAVE_BITS))
+    offset = splat_f32(np.float32(ONE_BITS))
+    total = coarse_power_near(load_f32(estimates), step, offset)
+    for i in range(64, 512, 64):
+        total = add(total, coarse_power_near(load_f32(estimates + i), step, offset))
+    return mul(coarse_log(total), splat_f32(LOG_2))
 
 
 @njit(**JIT)
@@ -178,19 +217,41 @@ def score_block(
     """Estimated log mass of the 16 groups of a block for n_rows query heads (natural logarithm).
 
     q: queries of `write_query`, q_step bytes apart; the first n_tokens of the block count, a group
-    without any gets about -1e30. Writes float32 [16] at out, out_row bytes further for every next
-    row. spare: scratch of 2048 bytes.
+    without any gets -1e30. Writes float32 [16] at out, out_row bytes further for every next row.
+    spare: scratch of 4096 bytes.
     """
-    last, row = n_rows - 1, row_bytes(head_dim, bits)
-    for r in range(0, n_rows, 4):
+    last, row, full = n_rows - 1, row_bytes(head_dim, bits), n_tokens >= BLOCK_TOKENS
+    largest = float_of_bits(scale_bits(largest_of_128_bytes(block + GROUP_TOKENS * row)))
+    for r in range(0, n_rows, 8):
         q0, q1 = q + r * q_step, q + min(r + 1, last) * q_step
         q2, q3 = q + min(r + 2, last) * q_step, q + min(r + 3, last) * q_step
-        for i in range(GROUP_TOKENS):
-            estimate4(block, i, row, bits, q0, q1, q2, q3, spare + 64 * i)
-        if n_tokens < BLOCK_TOKENS:
-            for i in range(4 * GROUP_TOKENS):
-                seen = np.int32((n_tokens - (i & 7) + 7) >> 3)
-                at = spare + 64 * i
-                store_f32(at, mask_lanes(load_f32(at), np.float32(-1e30), np.int32(0), seen))
-        for i in range(min(4, n_rows - r)):
-            store_f32(out + (r + i) * out_row, log_mass(spare + 512 * i))
+        if n_rows - r > 4:
+            q4, q5 = q + min(r + 4, last) * q_step, q + min(r + 5, last) * q_step
+            q6, q7 = q + min(r + 6, last) * q_step, q + min(r + 7, last) * q_step
+            for i in range(GROUP_TOKENS):
+                queries = (q0, q1, q2, q3, q4, q5, q6, q7)
+                estimate8(block, i, row, bits, queries, spare + 64 * i)
+        else:
+            for i in range(GROUP_TOKENS):
+                estimate4(block, i, row, bits, (q0, q1, q2, q3), spare + 64 * i)
+        for k in range(min(8, n_rows - r)):
+            head, estimates = q + (r + k) * q_step, spare + 512 * k
+            unit, reach = load_scalar_f32(head), load_scalar_f32(head + 4)
+            if not full:
+                masses = _partial_log_mass(estimates, n_tokens, unit)
+            elif reach * largest <= NEAR:
+                masses = log_mass_near(estimates, unit)
+            else:
+                masses = log_mass(estimates, unit)
+            store_f32(out + (r + k) * out_row, masses)
+
+
+@njit(**JIT)
+def _partial_log_mass(estimates: Any, n_tokens: Any, unit: Any) -> Any:
+    """`log_mass` of the first n_tokens of a block; estimates of the others are overwritten."""
+    for i in range(GROUP_TOKENS):
+        seen = np.int32((n_tokens - i + 7) >> 3)
+        at = estimates + 64 * i
+        store_f32(at, mask_lanes(load_f32(at), np.float32(-1e30), np.int32(0), seen))
+    n_groups = np.int32((n_tokens + 7) >> 3)
+    return mask_lanes(log_mass(estimates, unit), np.float32(-1e30), np.int32(0), n_groups)

@@ -10,6 +10,7 @@ from numba import njit
 
 from .simd import (
     absolute,
+    add,
     add_i32,
     load_f32,
     load_scalar_f32,
@@ -17,6 +18,7 @@ from .simd import (
     load_u8,
     maximum,
     mul,
+    reduce_add,
     reduce_add_i32,
     reduce_max,
     round_to_i32,
@@ -48,16 +50,21 @@ from .simd_half import load_u4m4
 
 JIT = {"nogil": True, "error_model": "numpy"}
 
+# The unit of a query of zeros, so that -1e30 units stay far below every estimate.
+LEAST_UNIT = np.float32(1e-20)
+
 
 @njit(**JIT)
 def write_query(y: Any, head_dim: Any, bits: Any, out: Any) -> None:
-    """float32 scale and centre (what the codes' smallest values add) of a turned query y (float32
-    [D]), then from byte 64 on its int8 codes [D]."""
-    top = splat_f32(np.float32(0))
+    """float32 unit, reach and centre (what the codes' smallest values add) of a turned query y
+    (float32 [D]), then from byte 64 on its int8 codes [D]. No estimate is larger than the reach
+    times the scale of a key."""
+    top = total_abs = splat_f32(np.float32(0))
     for i in range(0, 4 * head_dim, 64):
-        top = maximum(absolute(load_f32(y + i)), top)
-    scale = reduce_max(top) / np.float32(127)
-    inverse = splat_f32(np.float32(1) / scale if scale > 0 else np.float32(0))
+        size = absolute(load_f32(y + i))
+        top, total_abs = maximum(size, top), add(total_abs, size)
+    scale = max(reduce_max(top) / np.float32(127), LEAST_UNIT)
+    inverse = splat_f32(np.float32(1) / scale)
     total = 0
     for i in range(0, head_dim, 16):
         codes = round_to_i32(mul(load_f32(y + 4 * i), inverse))
@@ -68,13 +75,15 @@ def write_query(y: Any, head_dim: Any, bits: Any, out: Any) -> None:
         (np.float32(2), np.float32(0.5)) if bits == 1 else (np.float32(1), np.float32(1.5))
     )
     store_scalar_f32(out, scale * step)
-    store_scalar_f32(out + 4, centre * np.float32(total))
+    # A code is at most half a unit beside its value.
+    reach = reduce_add(total_abs) + scale * np.float32(head_dim // 2)
+    store_scalar_f32(out + 4, reach * step * centre)
+    store_scalar_f32(out + 8, centre * np.float32(total))
 
 
 @njit(**JIT)
 def _store(dot: Any, q: Any, scales: Any, out: Any) -> None:
-    centred = sub(to_f32(dot), splat_f32(load_scalar_f32(q + 4)))
-    store_f32(out, mul(centred, mul(scales, splat_f32(load_scalar_f32(q)))))
+    store_f32(out, mul(sub(to_f32(dot), splat_f32(load_scalar_f32(q + 8))), scales))
 
 
 @njit(**JIT)
@@ -109,14 +118,14 @@ def _one_bit(codes: Any, row: Any, q: Any) -> Any:
 
 
 @njit(**JIT)
-def estimate4(
-    block: Any, i: Any, row: Any, bits: Any, q0: Any, q1: Any, q2: Any, q3: Any, out: Any
-) -> None:
-    """Estimated q.k of the i-th keys of a block's groups for four queries (from `write_query`).
+def estimate4(block: Any, i: Any, row: Any, bits: Any, queries: Any, out: Any) -> None:
+    """Estimated q.k of the i-th keys of a block's groups for four queries (from `write_query`), in
+    units of each query.
 
-    row: bytes of the codes of 16 keys. Writes float32 [16 groups] at out, 512 bytes further for
-    every next query.
+    row: bytes of the codes of 16 keys; queries: four addresses. Writes float32 [16 groups] at out,
+    512 bytes further for every next query.
     """
+    q0, q1, q2, q3 = queries
     codes, scales = block + row * i, load_u4m4(block + 8 * row + 16 * i)
     if bits == 1:
         _store(_one_bit(codes, row, q0), q0, scales, out)
@@ -128,3 +137,11 @@ def estimate4(
         _store(_two_bits(codes, row, q1), q1, scales, out + 512)
         _store(_two_bits(codes, row, q2), q2, scales, out + 1024)
         _store(_two_bits(codes, row, q3), q3, scales, out + 1536)
+
+
+@njit(**JIT)
+def estimate8(block: Any, i: Any, row: Any, bits: Any, queries: Any, out: Any) -> None:
+    """As `estimate4`, for eight queries."""
+    q0, q1, q2, q3, q4, q5, q6, q7 = queries
+    estimate4(block, i, row, bits, (q0, q1, q2, q3), out)
+    estimate4(block, i, row, bits, (q4, q5, q6, q7), out + 2048)

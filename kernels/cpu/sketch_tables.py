@@ -13,7 +13,7 @@ from numba import njit
 
 from .simd import (
     absolute,
-    add_i32,
+    add,
     fma,
     load_f32,
     load_scalar_f32,
@@ -21,6 +21,7 @@ from .simd import (
     maximum,
     mul,
     prefetch,
+    reduce_add,
     reduce_max,
     round_to_i32,
     splat_f32,
@@ -28,8 +29,8 @@ from .simd import (
     store_as_i8,
     store_f32,
     store_scalar_f32,
-    to_f32,
 )
+from .simd_bits import as_f32
 from .simd_half import load_u4m4
 from .simd_tables import (
     add_bytes,
@@ -46,25 +47,35 @@ from .simd_tables import (
 
 JIT = {"nogil": True, "error_model": "numpy"}
 
+# The unit of a query of zeros, so that -1e30 units stay far below every estimate.
+LEAST_UNIT = np.float32(1e-20)
+# Sums of bytes start at the bits of 1.5 * 2^23: they then are floats, with no conversion.
+_BASE_BITS = np.int32(0x4B400000)
+_BASE = np.float32(1.5 * 2**23)
+
 
 @njit(**JIT)
 def write_query(y: Any, head_dim: Any, bits: Any, out: Any) -> None:
-    """float32 value of a unit, then from byte 64 on tables int8 [2 bits D / 16][4 b][16] of a
-    turned query y (float32 [D]).
+    """float32 unit and reach, then from byte 64 on tables int8 [2 bits D / 16][4 b][16] of a turned
+    query y (float32 [D]). No estimate is larger than the reach times the scale of a key.
 
     Entry n of table (t, b) is what a nibble n of codes adds: of two dimensions 8 t + b and + 4 by
     two bits each, or of four dimensions 16 t + b, + 4, + 8 and + 12 by one bit each.
     """
-    top = splat_f32(np.float32(0))
+    top = total = splat_f32(np.float32(0))
     for i in range(0, 4 * head_dim, 64):
-        top = maximum(absolute(load_f32(y + i)), top)
+        size = absolute(load_f32(y + i))
+        top, total = maximum(size, top), add(total, size)
     # The dimensions of a table together add at most this.
     most = np.float32(4) if bits == 1 else np.float32(3)
-    unit = most * reduce_max(top) / np.float32(127)
-    inverse = np.float32(1) / unit if unit > 0 else np.float32(0)
+    unit = max(most * reduce_max(top) / np.float32(127), LEAST_UNIT)
+    inverse = np.float32(1) / unit
     store_scalar_f32(out, unit)
-    step = 8 // bits
-    for table in range(head_dim * bits // 4):
+    step, n_tables = 8 // bits, head_dim * bits // 4
+    largest = np.float32(1) if bits == 1 else np.float32(1.5)
+    # An entry is at most half a unit beside its value.
+    store_scalar_f32(out + 4, largest * reduce_add(total) + unit * np.float32(n_tables // 2))
+    for table in range(n_tables):
         d = y + 4 * (2 * step * (table >> 2) + (table & 3))
         first = splat_f32(load_scalar_f32(d) * inverse)
         second = splat_f32(load_scalar_f32(d + 16) * inverse)
@@ -78,33 +89,66 @@ def write_query(y: Any, head_dim: Any, bits: Any, out: Any) -> None:
 
 
 @njit(**JIT)
-def _estimate(low: Any, high: Any, q: Any, scales: Any) -> Any:
-    return mul(to_f32(add_i32(low, high)), mul(scales, splat_f32(load_scalar_f32(q))))
+def _store(total: Any, scales: Any, base: Any, out: Any) -> None:
+    """Write (total - base) * scales, exactly: scales have five significant bits."""
+    store_f32(out, fma(as_f32(total), scales, base))
 
 
 @njit(**JIT)
-def estimate4(
-    block: Any, i: Any, row: Any, bits: Any, q0: Any, q1: Any, q2: Any, q3: Any, out: Any
-) -> None:
-    """Estimated q.k of the i-th keys of a block's groups for four queries (from `write_query`).
+def estimate4(block: Any, i: Any, row: Any, bits: Any, queries: Any, out: Any) -> None:
+    """Estimated q.k of the i-th keys of a block's groups for four queries (from `write_query`), in
+    units of each query.
 
-    row: bytes of the codes of 16 keys. Writes float32 [16 groups] at out, 512 bytes further for
-    every next query.
+    row: bytes of the codes of 16 keys; queries: four addresses. Writes float32 [16 groups] at out,
+    512 bytes further for every next query.
     """
-    codes, zero = block + row * i, splat_i32(np.int32(0))
-    # Two sums a query: one alone waits for itself.
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero
+    q0, q1, q2, q3 = queries
+    codes = block + row * i
+    a0 = a1 = a2 = a3 = splat_i32(_BASE_BITS)
     for j in range(0, row, 64):
         v, o = load_u8(codes + j), 64 + 2 * j
         # The same keys of the next block: the scan is a stream.
         prefetch(codes + j + (8 * row + 128))
         low, high = low_places(v), high_places(v)
-        a0, b0 = add_bytes(a0, look_up(q0 + o, low)), add_bytes(b0, look_up(q0 + o + 64, high))
-        a1, b1 = add_bytes(a1, look_up(q1 + o, low)), add_bytes(b1, look_up(q1 + o + 64, high))
-        a2, b2 = add_bytes(a2, look_up(q2 + o, low)), add_bytes(b2, look_up(q2 + o + 64, high))
-        a3, b3 = add_bytes(a3, look_up(q3 + o, low)), add_bytes(b3, look_up(q3 + o + 64, high))
+        a0, a1 = add_bytes(a0, look_up(q0 + o, low)), add_bytes(a1, look_up(q1 + o, low))
+        a2, a3 = add_bytes(a2, look_up(q2 + o, low)), add_bytes(a3, look_up(q3 + o, low))
+        o += 64
+        a0, a1 = add_bytes(a0, look_up(q0 + o, high)), add_bytes(a1, look_up(q1 + o, high))
+        a2, a3 = add_bytes(a2, look_up(q2 + o, high)), add_bytes(a3, look_up(q3 + o, high))
     scales = load_u4m4(block + 8 * row + 16 * i)
-    store_f32(out, _estimate(a0, b0, q0, scales))
-    store_f32(out + 512, _estimate(a1, b1, q1, scales))
-    store_f32(out + 1024, _estimate(a2, b2, q2, scales))
-    store_f32(out + 1536, _estimate(a3, b3, q3, scales))
+    base = mul(scales, splat_f32(-_BASE))
+    _store(a0, scales, base, out)
+    _store(a1, scales, base, out + 512)
+    _store(a2, scales, base, out + 1024)
+    _store(a3, scales, base, out + 1536)
+
+
+@njit(**JIT)
+def estimate8(block: Any, i: Any, row: Any, bits: Any, queries: Any, out: Any) -> None:
+    """As `estimate4`, for eight queries: codes are loaded and taken apart once for all."""
+    q0, q1, q2, q3, q4, q5, q6, q7 = queries
+    codes = block + row * i
+    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = splat_i32(_BASE_BITS)
+    for j in range(0, row, 64):
+        v, o = load_u8(codes + j), 64 + 2 * j
+        prefetch(codes + j + (8 * row + 128))
+        low, high = low_places(v), high_places(v)
+        a0, a1 = add_bytes(a0, look_up(q0 + o, low)), add_bytes(a1, look_up(q1 + o, low))
+        a2, a3 = add_bytes(a2, look_up(q2 + o, low)), add_bytes(a3, look_up(q3 + o, low))
+        a4, a5 = add_bytes(a4, look_up(q4 + o, low)), add_bytes(a5, look_up(q5 + o, low))
+        a6, a7 = add_bytes(a6, look_up(q6 + o, low)), add_bytes(a7, look_up(q7 + o, low))
+        o += 64
+        a0, a1 = add_bytes(a0, look_up(q0 + o, high)), add_bytes(a1, look_up(q1 + o, high))
+        a2, a3 = add_bytes(a2, look_up(q2 + o, high)), add_bytes(a3, look_up(q3 + o, high))
+        a4, a5 = add_bytes(a4, look_up(q4 + o, high)), add_bytes(a5, look_up(q5 + o, high))
+        a6, a7 = add_bytes(a6, look_up(q6 + o, high)), add_bytes(a7, look_up(q7 + o, high))
+    scales = load_u4m4(block + 8 * row + 16 * i)
+    base = mul(scales, splat_f32(-_BASE))
+    _store(a0, scales, base, out)
+    _store(a1, scales, base, out + 512)
+    _store(a2, scales, base, out + 1024)
+    _store(a3, scales, base, out + 1536)
+    _store(a4, scales, base, out + 2048)
+    _store(a5, scales, base, out + 2560)
+    _store(a6, scales, base, out + 3072)
+    _store(a7, scales, base, out + 3584)

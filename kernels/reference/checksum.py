@@ -7,12 +7,12 @@ U32 = NDArray[np.uint32]
 
 LANES = 64
 _MASK = (1 << 32) - 1
-_FACTOR, _LAST_FACTOR = 0x9E3779B1, 0x85EBCA77
+_SPREAD, _FACTOR = np.uint32(0x85EBCA77), np.uint32(0x9E3779B1)
 
 
 def _mix(x: U32, y: U32) -> U32:
-    x = x ^ y
-    return ((x << np.uint32(13)) | (x >> np.uint32(19))) * np.uint32(_FACTOR)
+    x = x + y * _SPREAD
+    return ((x << np.uint32(13)) | (x >> np.uint32(19))) * _FACTOR
 
 
 def cell_sum(data: bytes | NDArray[np.uint8], seed: int) -> int:
@@ -27,5 +27,5 @@ def cell_sum(data: bytes | NDArray[np.uint8], seed: int) -> int:
     for word in rest:
         total = _mix(total, word)
     total ^= total >> np.uint32(15)
-    total *= np.uint32(_LAST_FACTOR)
+    total *= _SPREAD
     return int((total ^ (total >> np.uint32(13)))[0])

@@ -25,11 +25,17 @@ def rotate(x: F32) -> F32:
     return np.asarray(blocks @ (matrix / np.sqrt(size)), np.float32).reshape(x.shape)
 
 
-def exp_coarse(x: NDArray[np.floating]) -> NDArray[np.float64]:
-    """e^x to 3 %, for x <= 0: straight lines between powers of two."""
-    octaves = np.maximum(x, -86.0).astype(np.float64) * np.log2(np.e) - 0.043
+def coarse_power(x: NDArray[np.floating]) -> NDArray[np.float64]:
+    """2^x by straight lines between powers of two (up to 6 % too much), no less than 2^-100."""
+    octaves = np.maximum(x, -100.0).astype(np.float64)
     whole = np.floor(octaves)
     return np.asarray(2.0**whole * (1 + octaves - whole), np.float64)
+
+
+def coarse_log(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The inverse of `coarse_power`."""
+    fraction, exponent = np.frexp(x)
+    return np.asarray(exponent - 2 + 2 * fraction, np.float64)
 
 
 def round_scale(scale: F32) -> F32:
@@ -81,14 +87,18 @@ def estimates(q: F32, k: F32, tables: bool = True, bits: int = 2) -> NDArray[np.
 
 
 def group_masses(logits: NDArray[np.float64], group_tokens: int) -> NDArray[np.float64]:
-    """Log mass [..., groups] of logits [..., S]; the last group may be partial."""
+    """Log mass [..., groups] of logits [..., S]; the last group may be partial.
+
+    Coarse powers of two are summed, moved by whole octaves, and their coarse logarithm is taken,
+    which `shares` undoes.
+    """
     n_groups = -(-logits.shape[-1] // group_tokens)
     out = np.full((*logits.shape[:-1], n_groups), -np.inf)
     for g in range(n_groups):
-        part = logits[..., g * group_tokens : (g + 1) * group_tokens]
-        top = part.max(-1, keepdims=True)
-        out[..., g] = top[..., 0] + np.log(exp_coarse(part - top).sum(-1))
-    return out
+        octaves = logits[..., g * group_tokens : (g + 1) * group_tokens] * np.log2(np.e)
+        whole = np.rint(octaves.max(-1, keepdims=True))
+        out[..., g] = whole[..., 0] + coarse_log(coarse_power(octaves - whole).sum(-1))
+    return np.asarray(out * np.log(2), np.float64)
 
 
 def log_masses(
@@ -105,7 +115,8 @@ def log_masses(
 
 def shares(masses: NDArray[np.float64], n_kv_heads: int) -> NDArray[np.float64]:
     """Shares [G, H / G, groups] of log masses [H, groups] in each query head's whole mass."""
-    part = exp_coarse(masses - masses.max(-1, keepdims=True))
+    octaves = masses * np.log2(np.e)
+    part = coarse_power(octaves - np.rint(octaves.max(-1, keepdims=True)))
     part /= part.sum(-1, keepdims=True)
     return part.reshape(n_kv_heads, -1, masses.shape[1])
 

@@ -215,13 +215,21 @@ def exp(x):
 
 
 @njit
-def _exp_coarse(x, n, out):
-    for i in range(0, n, 16):
-        simd.store_f32(out + 4 * i, simd_bits.exp_coarse(simd.load_f32(x + 4 * i)))
+def _coarse_power(x, n, out, log):
+    step = simd.splat_f32(np.float32(simd_bits.OCTAVE_BITS))
+    offset = simd.splat_f32(np.float32(simd_bits.ONE_BITS))
+    for i in range(0, 4 * n, 64):
+        v = simd_bits.coarse_power(simd.load_f32(x + i), step, offset)
+        simd.store_f32(out + i, v)
+        simd.store_f32(log + i, simd_bits.coarse_log(v))
 
 
-def exp_coarse(x):
-    return fill(_exp_coarse, len(x), x, len(x))
+def coarse_power(x):
+    """Coarse powers of two of x, and their coarse logarithms."""
+    log = np.empty(len(x), np.float32)
+    out = np.empty(len(x), np.float32)
+    run(_coarse_power, x, len(x), out, log)
+    return out, log
 
 
 @njit

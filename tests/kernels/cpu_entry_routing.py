@@ -2,8 +2,9 @@
 
 import numpy as np
 from cpu_entry import CANARY, fill, run
+from numba import njit
 
-from hga.kernels.cpu import routing, sketch, target
+from hga.kernels.cpu import routing, simd, sketch, target
 
 BYTE_TABLES = target.has_byte_tables()
 
@@ -37,12 +38,52 @@ def log_masses(blocks, n_tokens, queries, bits=2):
     """float32 [rows, groups] of the blocks [blocks, bytes] of one KV head and its queries."""
     n_rows, d = len(queries), (queries.shape[1] - 128) // 8
     out = np.full((n_rows + 1, 16 * len(blocks)), CANARY, np.float32)
-    spare = np.full(513, CANARY, np.float32)
+    spare = np.full(1025, CANARY, np.float32)
     for b, block in enumerate(blocks):
         head = (block, n_tokens - 128 * b, d, bits, queries, queries.strides[0], n_rows)
         run(sketch.score_block, *head, out[:, 16 * b :].ctypes.data, out.strides[0], spare)
     assert (out[-1] == CANARY).all() and spare[-1] == CANARY, "written past the end"
     return out[:-1]
+
+
+@njit
+def _estimates(block, bits, d, queries, step, n_rows, out):
+    row = sketch.row_bytes(d, bits)
+    for r in range(n_rows):
+        q = queries + step * r
+        for i in range(8):
+            sketch.estimate4(block, i, row, bits, (q, q, q, q), out + 64 * i)
+        unit = simd.load_scalar_f32(q)
+        for i in range(0, 512, 64):
+            x = simd.mul(simd.load_f32(out + i), simd.splat_f32(unit))
+            simd.store_f32(out + i, x)
+        out += 512
+
+
+def estimates(block, queries, bits=2):
+    """Estimated products float32 [rows, 128] of a block's keys with queries."""
+    n_rows, d = len(queries), (queries.shape[1] - 128) // 8
+    out = np.empty((n_rows + 4, 8, 16), np.float32)
+    run(_estimates, block, bits, d, queries, queries.strides[0], n_rows, out)
+    return out[:n_rows].transpose(0, 2, 1).reshape(n_rows, 128)
+
+
+@njit
+def _masses(estimates, unit, near, out):
+    if near:
+        simd.store_f32(out, sketch.log_mass_near(estimates, unit))
+    else:
+        simd.store_f32(out, sketch.log_mass(estimates, unit))
+
+
+def log_mass(estimates, unit):
+    """float32 [16] of estimates [8, 16] in units."""
+    return fill(_masses, 16, estimates, np.float32(unit), False)
+
+
+def log_mass_near(estimates, unit):
+    """The same, of estimates that are near."""
+    return fill(_masses, 16, estimates, np.float32(unit), True)
 
 
 def pool_shares(masses, n_groups):

@@ -80,9 +80,9 @@ def test_log_masses(tables: bool, bits: int) -> None:
     for head in range(4):
         logits = sketch.estimates(q[0, head], k[:, head // 2], tables, bits)
         for group in range(3):
-            # The exponential is coarse: 3 % of the mass.
+            # Powers and their logarithm are coarse: each up to 6 %, one up, one down.
             expected = math.log(sum(map(math.exp, logits[16 * group : 16 * group + 16])))
-            assert got[head, group] == pytest.approx(expected, abs=0.035)
+            assert got[head, group] == pytest.approx(expected, abs=0.062)
 
 
 @pytest.mark.parametrize("bits", [1, 2])

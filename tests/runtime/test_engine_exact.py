@@ -93,14 +93,18 @@ def test_threads_change_nothing(
         np.testing.assert_array_equal(other, results[0])
 
 
-def test_threads_change_no_route(packed_tiny: Packed, open_engine: Opened, token_ids: Ids) -> None:
-    ids, results = token_ids(460), []
+@pytest.mark.parametrize(("heads", "budget"), [(4, "400"), (10, "400"), (18, "60%")])
+def test_threads_change_no_route(
+    packed_tiny: Packed, open_engine: Opened, token_ids: Ids, heads: int, budget: str
+) -> None:
+    ids, results = token_ids(710), []
+    path = packed_tiny("qwen3_moe", num_attention_heads=heads)
     for threads in (1, 2, 3):
-        options = {"threads": threads, "attention": "hga", "budget": "400"}
-        with open_engine(packed_tiny("qwen3_moe"), **options) as engine:
+        options = {"threads": threads, "attention": "hga", "budget": budget, "ctx": 800}
+        with open_engine(path, **options) as engine:
             session = engine.session()
-            session.feed(ids[:450])
-            results.append((decoded(session, ids[450:]), session.last_route()))
+            session.feed(ids[:700])
+            results.append((decoded(session, ids[700:]), session.last_route()))
     for logits, route in results[1:]:
         np.testing.assert_array_equal(logits, results[0][0])
         assert route == results[0][1] and route is not None

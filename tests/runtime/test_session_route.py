@@ -147,6 +147,38 @@ def test_attended_is_what_was_read(routed: Engine, token_ids: Ids) -> None:
         assert session.stats.index_bytes == 2 * 2 * n_blocks * 128 * 17
 
 
+@pytest.mark.parametrize(("rule", "budget"), [("hga", "400"), ("hga", "55%"), ("hga-paper", "400")])
+def test_the_records_of_a_route_are_read_and_counted_and_no_others(
+    packed_tiny: Packed, open_engine: Opened, token_ids: Ids, rule: str, budget: str
+) -> None:
+    path = packed_tiny("qwen3", num_hidden_layers=1, num_attention_heads=6)
+    ids = token_ids(901)
+    with open_engine(path, attention=rule, budget=budget, ctx=1000) as engine:
+        session = engine.session()
+        session.feed(ids[:-1])
+        expected = session.step(ids[-1])
+        route, arena = session.last_route(), session._arena
+        assert route is not None
+        per_kv_head = len(route.groups) // 2
+        read = [(i // per_kv_head, g) for i, groups in enumerate(route.groups) for g in groups]
+        n_bytes = sum(arena.record(0, head, g).nbytes for head, g in read)
+        assert session.stats.read_bytes == n_bytes
+        others = {(head, g) for head in range(2) for g in range(113)} - set(read)
+        assert len(others) > 10
+        session.truncate(900)
+        for head, g in others:
+            arena.record(0, head, g)[:] = np.nan
+        np.testing.assert_array_equal(session.step(ids[-1]), expected)
+        for head, g in ((0, 0), (1, route.groups[-1][len(route.groups[-1]) // 2])):
+            session.truncate(900)
+            record = arena.record(0, head, g)
+            kept = record.copy()
+            record[:] = np.nan
+            assert not np.isfinite(session.step(ids[-1])).any(), "a record was counted, not read"
+            session.truncate(900)
+            record[:] = kept
+
+
 def test_everything_read_is_counted(routed: Engine, token_ids: Ids) -> None:
     session = routed.session()
     session.attention = "dense"
