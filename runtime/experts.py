@@ -30,6 +30,8 @@ _DAMAGED = (-10001, -10002)
 # A score counts less by half after so many tokens: see docs/log.md for what was measured.
 _HALF_LIFE_TOKENS = 48.0
 _NEVER = -1e300
+# Of the experts that a guess names, the likeliest are read ahead.
+HINTED_RANKS = 6
 
 
 @dataclass(frozen=True, slots=True)
