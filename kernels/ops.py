@@ -66,6 +66,16 @@ def default_threads() -> int:
 _selected: list[tuple[Path, str | None]] = []
 
 
+def choose_cpu(cache_root: Path, isa: str | None = None) -> tuple[Path, str | None]:
+    """The folder of compiled kernels under cache_root, and a problem with it if there is one. The
+    first call of a process chooses; it comes before any kernel is used."""
+    from .cpu import target
+
+    if not _selected:
+        _selected.append(target.select(cache_root, isa))
+    return _selected[0]
+
+
 def open_cpu(
     cache_root: Path,
     n_threads: int | None = None,
@@ -79,10 +89,8 @@ def open_cpu(
     """
     from .cpu import target
 
-    if not _selected:
-        _selected.append(target.select(cache_root, isa))
-    folder, problem = _selected[0]
-    if report is not None and not any(folder.rglob("*.nbc")):
+    folder, problem = choose_cpu(cache_root, isa)
+    if report is not None and not any(folder.rglob("forward.*.nbc")):
         report("compiling kernels for this processor (once; about half a minute)")
     from .cpu.forward import forward
     from .cpu.pool import WorkerPool

@@ -194,18 +194,27 @@ def _text(stored: bytes, n_bytes: int) -> str | None:
         return None
 
 
+# Keys of a fingerprint that are options of the same name.
+_OPTIONS = ("attention", "budget", "prefill", "sketch_bits")
+
+
 def require_match(session: str, stored: Fingerprint, now: Fingerprint | None) -> None:
     """SessionError naming every key in which two fingerprints differ; None: anything will do."""
     if now is None:
         return
     missing = "nothing"
-    different = [
-        f"{key}: stored {stored.get(key, missing)}, now {now.get(key, missing)}"
+    keys = [
+        key
         for key in [*stored, *(key for key in now if key not in stored)]
         if stored.get(key, missing) != now.get(key, missing)
     ]
-    if different:
-        raise SessionError(
-            f"session {session!r} does not fit: {'; '.join(different)}: open it as it was stored,"
-            " or begin another one"
-        )
+    if not keys:
+        return
+    different = "; ".join(
+        f"{key}: stored {stored.get(key, missing)}, now {now.get(key, missing)}" for key in keys
+    )
+    helps = "it belongs to another model"
+    if all(key in _OPTIONS and key in stored for key in keys):
+        flags = (f"--{key.replace('_', '-')} {stored[key]}" for key in keys)
+        helps = f"{' '.join(flags)} opens it"
+    raise SessionError(f"session {session!r} does not fit: {different}: {helps}")

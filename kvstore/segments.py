@@ -68,6 +68,7 @@ class Segments:
         self._unsynced: set[int] = set()
         # Bytes written since the last sync.
         self._cached = 0
+        self._next_number = 0
         self.entries: dict[int, SegmentEntry] = {}
 
     def open(self, expected: SegmentEntry | None, number: int) -> SegmentEntry:
@@ -136,7 +137,9 @@ class Segments:
             for name in self._files.names(self.folder)
             if (found := FILE_NAME.fullmatch(name))
         ]
-        number = max(numbers, default=-1) + 1
+        # A number is not used twice: readers may still know the file that was dropped by it.
+        number = self._next_number = max(self._next_number, *(n + 1 for n in numbers), 0)
+        self._next_number += 1
         entry = SegmentEntry(number, secrets.randbits(64), slots.next_size(len(self.entries)))
         path = self.path(number)
         new = path.with_name(path.name + NEW)

@@ -8,7 +8,7 @@ store at its last commit and usable.
 
 import contextlib
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -151,13 +151,17 @@ class SessionStore:
         """Write a block to a free slot; it takes effect with the next commit.
 
         kv: uint8 arrays that make up its keys and values, one of all or one per layer; index:
-        uint8 [index_bytes].
+        uint8 [index_bytes]. StoreError: the block is not written; others are as they were.
         """
         parts = [kv] if isinstance(kv, np.ndarray) else list(kv)
-        with self._undone_if_it_fails(f"block {block}", self._segments.next_file_bytes()):
+        with self._io(f"block {block}", self._segments.next_file_bytes()):
             place = self._take_place(block)
             entry, sums = self._segments.write(place, block, self.generation + 1, parts, index)
             self._pending[block], self._sums[entry] = entry, sums
+
+    def is_pending(self, block: int) -> bool:
+        """Whether a block was written since the last commit."""
+        return block in self._pending
 
     def _take_place(self, block: int) -> Place:
         # A block that no commit names may be written over: it is nowhere until it is whole.
@@ -208,11 +212,11 @@ class SessionStore:
         """Make tokens, blocks and text durable, all or nothing.
 
         words: all tokens of the session, uint32. Every block with a token that differs from the
-        last commit must have been written since. StoreError: nothing has changed, and what was
-        written since the last commit is given up, as by `roll_back`.
+        last commit must have been written since. StoreError: nothing is saved; what was written
+        since the last commit waits for another try, or for `roll_back`.
         """
         words = np.array(words, dtype=np.uint32)
-        with self._undone_if_it_fails(f"save {self.generation + 1}", 4 * words.size):
+        with self._io(f"save {self.generation + 1}", 4 * words.size):
             head = self._next_head(words, meta, fingerprint)
             commit.write(self.folder, self._files, self._head, head, words, self._segments.sync)
         self._previous, self._head, self._words = self._head, head, words
@@ -233,15 +237,6 @@ class SessionStore:
             token_digest=heads.digest_128(words.astype("<u4").tobytes()),
             meta=meta,
         )
-
-    @contextlib.contextmanager
-    def _undone_if_it_fails(self, what: str, needed: int) -> Iterator[None]:
-        try:
-            with self._io(what, needed):
-                yield
-        except BaseException:
-            self.roll_back()
-            raise
 
     def roll_back(self) -> None:
         """Give up what was written since the last commit."""

@@ -10,6 +10,7 @@ from hga.kvstore.disk_arena import DiskArena
 from hga.kvstore.geometry import GROUP_TOKENS, Geometry, LayerShape, padded_head_dim
 from hga.kvstore.reader import Reader
 from hga.kvstore.route import Budget, Router
+from hga.kvstore.store import SessionStore
 from hga.models.plan import ModelPlan
 
 from . import budget
@@ -18,7 +19,9 @@ from .expert_budget import place_experts, trunk_bytes
 from .kv_folder import remove_store, temporary_store
 from .options import Options
 from .placement import Placement, place
-from .session import ContextError, Session
+from .saved import SavedSession, fingerprint, make_store, session_folder
+from .session import Session
+from .session_types import ContextError
 
 if TYPE_CHECKING:
     from .experts import ExpertCache
@@ -221,11 +224,79 @@ class Engine:
 
         return int(psutil.Process().memory_info().rss)
 
-    def session(self, name: str | None = None) -> Session:
-        """A new, empty timeline. Named, durable sessions are refused: not in this version."""
-        if name is not None:
-            raise ValueError("named sessions are not available in this version")
-        return Session(self, self._new_arena(), self.options.attention, self.options.budget)
+    @property
+    def sessions_dir(self) -> Path:
+        """The folder of named sessions."""
+        chosen = self.options.sessions_dir or self.options.kv_dir
+        if chosen is not None:
+            return chosen
+        import platformdirs
+
+        return platformdirs.user_state_path("hga", appauthor=False) / "sessions"
+
+    def session(
+        self,
+        name: str | None = None,
+        new: bool | None = None,
+        attention: str | None = None,
+        budget: str | None = None,
+    ) -> Session:
+        """A new, empty timeline; with a name a durable one, as its last `save` left it.
+
+        new: None opens a named session or makes it, True only makes it, False only opens it.
+        attention and budget: others than the engine's. Raises OptionError for a bad name,
+        FileNotFoundError, StoreError where it is in use or exists, SessionError where it is
+        damaged or does not fit this engine.
+        """
+        attention = attention or self.options.attention
+        budget = budget or self.options.budget
+        if name is None:
+            return Session(self, self._new_arena(), attention, budget)
+        folder = session_folder(self.sessions_dir, name)
+        stamp = fingerprint(self, attention, budget, self.options.prefill)
+        new = not folder.exists() if new is None else new
+        store = make_store(self, folder, stamp) if new else SessionStore.open(folder, stamp)
+        try:
+            session = Session(self, self._new_arena(store), attention, budget)
+        except BaseException:
+            store.close()
+            raise
+        session.saved = SavedSession(self, session, store)
+        if not new:
+            try:
+                session.saved.restore()
+            except BaseException:
+                session.close()
+                raise
+        return session
+
+    def save_as(self, session: Session, name: str, note: str = "") -> Session:
+        """Save a session under a new name and return the one to go on with: itself, or another in
+        its place, which is then for the caller to close. A named one stays as it is under its old
+        name. Raises as `session` does."""
+        folder = session_folder(self.sessions_dir, name)
+        if isinstance(session.arena, DiskArena):
+            # Its pages are shared with the new session, which needs a reader of its own.
+            saved = session.saved or SavedSession(self, session, session.arena.store)
+            saved.save(note if session.saved is None else None)
+            notices = saved.store.fork(folder)
+            other = self.session(name, False, session.attention, session.budget)
+            assert other.saved is not None
+            other.saved.notices += notices
+            other.save(note)
+            return other
+        if session.saved is not None:
+            session.saved.move_to(folder, note)
+            return session
+        stamp = fingerprint(self, session.attention, session.budget, session.prefill)
+        saved = SavedSession(self, session, make_store(self, folder, stamp))
+        try:
+            saved.save(note)
+        except BaseException:
+            saved.close()
+            raise
+        session.saved = saved
+        return session
 
     @property
     def reader(self) -> Reader:
@@ -238,10 +309,11 @@ class Engine:
     def _note(self, text: str) -> None:
         self.notices.append(text)
 
-    def _new_arena(self) -> RamArena | DiskArena:
+    def _new_arena(self, named: SessionStore | None = None) -> RamArena | DiskArena:
+        """An arena over a named session's store, which stays the caller's, or one of its own."""
         if not self.placement.on_disk:
             return RamArena(self.geometry, self.ctx)
-        store = temporary_store(self.geometry, self.options.kv_dir)
+        store = named or temporary_store(self.geometry, self.options.kv_dir)
         try:
             return DiskArena(
                 self.geometry,
@@ -251,10 +323,11 @@ class Engine:
                 self.reader,
                 self.placement.frame_bytes,
                 self.placement.overflow_cells,
-                lambda: remove_store(store),
+                lambda: None if named else remove_store(store),
             )
         except BaseException:
-            remove_store(store)
+            if named is None:
+                remove_store(store)
             raise
 
     def close(self) -> None:

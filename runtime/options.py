@@ -86,11 +86,12 @@ class Options:
     hga-paper or dense), `budget` what `parse_budget` takes,
     `prefill` how prompts attend (exact or hga), `kv` where keys and values lie (ram, disk, or
     auto: in memory if the budget holds them), `kv_dir` the folder for those on disk (None: one in
-    the user's cache), `io` how the disk is read (auto, uring, threads or mmap), `expert_cache` the
+    the user's cache), `sessions_dir` that for named sessions (None: `kv_dir`, or one in the user's
+    state folder), `io` how the disk is read (auto, uring, threads or mmap), `expert_cache` the
     bytes that hold experts of a mixture of experts (None: what the budget leaves, and no cache
     where that holds them all), `expert_hints` whether the next layer's experts are read ahead (on,
-    off, or auto: while it is measured to help), and `sketch_bits` the bits per dimension of the sketches that routing reads (2, or 1 for half the index at some
-    loss).
+    off, or auto: while that is measured to help), and `sketch_bits` the bits per dimension of the
+    sketches that routing reads (2, or 1 for half the index at some loss).
     Raises OptionError on a value that this version cannot honour.
     """
 
@@ -104,6 +105,7 @@ class Options:
     sketch_bits: int = 2
     kv: str = "auto"
     kv_dir: Path | None = None
+    sessions_dir: Path | None = None
     io: str = "auto"
     expert_cache: int | None = None
     expert_hints: str = "auto"

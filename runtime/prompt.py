@@ -14,6 +14,12 @@ from hga.kvstore.stage import Stage
 from .forward import ForwardPass
 
 
+def check_ids(ids: Sequence[int], vocab_size: int) -> None:
+    """ValueError unless all ids are of the vocabulary."""
+    if len(ids) and not (min(ids) >= 0 and max(ids) < vocab_size):
+        raise ValueError(f"token ids must lie in 0..{vocab_size - 1}")
+
+
 def cuts(position: int, n_tokens: int, step: int) -> list[tuple[int, int]]:
     """Ranges of at most `step` tokens of a prompt at position…, which end at multiples of a chunk,
     where units of a routed prompt do."""

@@ -100,6 +100,24 @@ class Sampler:
         self.seed = secrets.randbits(63) if options.seed is None else options.seed
         self._random = np.random.Generator(np.random.PCG64(self.seed))
 
+    @property
+    def state(self) -> tuple[str, str]:
+        """Where the random numbers are: state and increment of PCG64, hexadecimal."""
+        state = self._random.bit_generator.state["state"]
+        return f"{state['state']:x}", f"{state['inc']:x}"
+
+    @state.setter
+    def state(self, value: tuple[str, str]) -> None:
+        state, increment = (int(word, 16) for word in value)
+        if not (0 <= state < 1 << 128 and 0 <= increment < 1 << 128 and increment % 2):
+            raise SamplerError(f"state {value!r:.90} is not one of PCG64")
+        self._random.bit_generator.state = {
+            "bit_generator": "PCG64",
+            "state": {"state": state, "inc": increment},
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+
     def sample(self, logits: NDArray[np.float32], recent: Sequence[int] = ()) -> int:
         """The id of the next token.
 

@@ -6,7 +6,7 @@ interrupted leaves them at the last block that was completed.
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,27 +18,15 @@ from hga.kvstore.route import EVERYTHING, PREFILLS, RULES, Budget, Route, Router
 from hga.kvstore.stage import Stage
 
 from .forward import LOGIT_ROWS
+from .marks import DECODED, FIRST_OF_A_CALL
 from .placement import SEGMENT_TOKENS
-from .prompt import cuts, pass_layers
+from .prompt import check_ids, cuts, pass_layers
+from .session_types import ContextError, Logits, StopReason, TokenSampler
 from .turn_stats import TurnStats
 
 if TYPE_CHECKING:
     from .engine import Engine
-
-Logits = NDArray[np.float32]
-StopReason = Literal["eos", "length", "ctx", "interrupt"]
-
-
-class ContextError(ValueError):
-    """A prompt does not fit in the context."""
-
-
-class TokenSampler(Protocol):
-    """What `generate` needs of a sampler."""
-
-    def sample(self, logits: Logits, recent: Sequence[int]) -> int:
-        """The next token id."""
-        ...
+    from .saved import SavedSession
 
 
 class Session:
@@ -51,6 +39,9 @@ class Session:
         self._forward = engine.forward_pass
         self.ctx = engine.ctx
         self.tokens: list[int] = []
+        # How each token was run (marks.py); how many are as the last save has them.
+        self.marks, self.n_unchanged = bytearray(), 0
+        self.saved: SavedSession | None = None
         self.stats = TurnStats()
         self.stop_reason: StopReason | None = None
         self._arena = arena
@@ -156,11 +147,6 @@ class Session:
                 " (--ctx sets it)"
             )
 
-    def _check_ids(self, ids: Sequence[int]) -> None:
-        last = self._engine.plan.vocab_size - 1
-        if len(ids) and not (min(ids) >= 0 and max(ids) <= last):
-            raise ValueError(f"token ids must lie in 0..{last}")
-
     def _run(self, ids: Sequence[int], n_logits: int, routed: bool = False) -> Logits:
         """One call of the kernel; the timeline grows by ids."""
         position = len(self.tokens)
@@ -179,9 +165,13 @@ class Session:
         )
         if isinstance(self._arena, DiskArena) and self._forward.io_problem:
             self._arena.check_reads()
-        self.tokens.extend(int(i) for i in ids)
+        self._extend(ids, DECODED if routed else FIRST_OF_A_CALL)
         self.stats.kv_bytes = self._arena.allocated_bytes
         return logits
+
+    def _extend(self, ids: Sequence[int], mark: int) -> None:
+        self.tokens.extend(int(i) for i in ids)
+        self.marks += bytes((mark,)).ljust(len(ids), b"\0")
 
     def _pass_layers(
         self, ids: Sequence[int], arena: DiskArena, advance: Callable[[float], None]
@@ -199,7 +189,7 @@ class Session:
         except BaseException:
             stage.abandon()
             raise
-        self.tokens.extend(int(i) for i in ids)
+        self._extend(ids, FIRST_OF_A_CALL)
         self.stats.kv_bytes = arena.allocated_bytes
         self._count_disk(arena)
         return residual
@@ -217,7 +207,7 @@ class Session:
         changed, if they do not fit.
         """
         self._check_room(len(token_ids))
-        self._check_ids(token_ids)
+        check_ids(token_ids, self._engine.plan.vocab_size)
         if isinstance(self._arena, DiskArena):
             self._feed_to_disk(token_ids, self._arena, progress)
             return
@@ -259,7 +249,7 @@ class Session:
     def step(self, token: int) -> Logits:
         """Append one token as decoding does (routed unless attention is dense); its logits [V]."""
         self._check_room(1)
-        self._check_ids((token,))
+        check_ids((token,), self._engine.plan.vocab_size)
         start = time.perf_counter()
         self._recalls[:] = 1
         if isinstance(self._arena, DiskArena) and self._attention == "dense":
@@ -292,13 +282,8 @@ class Session:
             stats.recall_tokens += 1
 
     def _count_disk(self, arena: DiskArena) -> None:
-        """Bring the counters of reads up to date."""
-        now, before = arena.reads, self._disk
-        self.stats.cell_hits += now.hits - before.hits
-        self.stats.cell_reads += now.reads - before.reads
-        self.stats.disk_bytes += now.disk_bytes - before.disk_bytes
-        self.stats.stall_s += (now.stall_ns - before.stall_ns) / 1e9
-        self._disk = now
+        before, self._disk = self._disk, arena.reads
+        self.stats.count_disk(before, self._disk)
 
     def generate(
         self, sampler: TokenSampler, max_tokens: int, stop_ids: Collection[int]
@@ -332,7 +317,7 @@ class Session:
             for token in token_ids:
                 yield self.step(token)[None]
             return
-        self._check_ids(token_ids)
+        check_ids(token_ids, self._engine.plan.vocab_size)
         if isinstance(self._arena, DiskArena):
             for first in range(0, len(token_ids), SEGMENT_TOKENS):
                 part = token_ids[first : first + SEGMENT_TOKENS]
@@ -351,17 +336,15 @@ class Session:
     def fork_point(self, token_ids: Sequence[int]) -> int:
         """Length of the longest common prefix of token_ids and the timeline."""
         n = min(len(token_ids), len(self.tokens))
-        for i in range(n):
-            if token_ids[i] != self.tokens[i]:
-                return i
-        return n
+        return next((i for i in range(n) if token_ids[i] != self.tokens[i]), n)
 
     def truncate(self, n_tokens: int) -> None:
         """Forget everything after the first n_tokens; logits are gone until the next token."""
         if not 0 <= n_tokens <= len(self.tokens):
             raise ValueError(f"cannot keep {n_tokens} of {len(self.tokens)} tokens")
         if n_tokens < len(self.tokens):
-            del self.tokens[n_tokens:]
+            del self.tokens[n_tokens:], self.marks[n_tokens:]
+            self.n_unchanged = min(self.n_unchanged, n_tokens)
             self._arena.shrink(n_tokens)
             self._summed_chunks = min(self._summed_chunks, n_tokens // CHUNK_TOKENS)
             self._logits = np.zeros(0, np.float32)
@@ -374,9 +357,40 @@ class Session:
         by_query = self._attention == "hga-paper"
         return self._forward.last_route(attention.n_heads if by_query else attention.n_kv_heads)
 
+    @property
+    def arena(self) -> RamArena | DiskArena:
+        """Keys, values and sketches (for saving)."""
+        return self._arena
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether `logits` has any."""
+        return bool(len(self._logits))
+
+    def save(self, note: str | None = None) -> None:
+        """Make a named session durable with a text of the caller's (see SavedSession.save)."""
+        if self.saved is None:
+            raise ValueError("the session has no name to be saved under: Engine.session(name)")
+        self.saved.save(note)
+
+    def resume(self, tokens: list[int], marks: bytearray, first: int) -> None:
+        """Take over a timeline that the arena holds, and run what begins at `first`, a decoded
+        token or part of a prompt, once more for the logits of the last token."""
+        self.tokens, self.marks, ids = tokens, marks, tokens[first:]
+        if ids:
+            decoded = marks[first] == DECODED
+            self.truncate(first)
+            if isinstance(self._arena, DiskArena) and not decoded:
+                logits = self._head(self._pass_layers(ids, self._arena, lambda share: None)[-1:])
+            else:
+                logits = self._run(ids, 1, decoded)
+            self._logits = logits[0].copy()
+
     def close(self) -> None:
         """Free keys and values; the session cannot be used afterwards."""
         self._arena.close()
+        if self.saved is not None:
+            self.saved.close()
         self.tokens.clear()
 
     def __enter__(self) -> "Session":

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from hga.kvstore.disk_arena import ReadCounts
+
 
 @dataclass(slots=True)
 class TurnStats:
@@ -25,6 +27,13 @@ class TurnStats:
     stall_s: float = 0.0
     recalled: float = 0.0
     recall_tokens: int = 0
+
+    def count_disk(self, before: ReadCounts, now: ReadCounts) -> None:
+        """Add the reads between two counts."""
+        self.cell_hits += now.hits - before.hits
+        self.cell_reads += now.reads - before.reads
+        self.disk_bytes += now.disk_bytes - before.disk_bytes
+        self.stall_s += (now.stall_ns - before.stall_ns) / 1e9
 
     @property
     def attended_mean(self) -> float | None:

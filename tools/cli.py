@@ -106,9 +106,11 @@ def build_parser(prog: str = "hga") -> argparse.ArgumentParser:
     _add(commands, "pack", _cmd_pack, "checkpoint (GGUF file, safetensors folder) to packed file",
          operands=[("SOURCE", None, "source", "GGUF file, safetensors folder, demo or gemma")],
     )  # fmt: skip
-    file = [("FILE", None, "path", "packed file, GGUF file or safetensors folder")]
-    _add(commands, "inspect", _cmd_inspect, "what is in a model file", operands=file)
-    _add(commands, "verify", _cmd_verify, "check every checksum of a model file", operands=file)
+    file = [("FILE", None, "path", "packed file, GGUF file, safetensors or session folder")]
+    _add(commands, "inspect", _cmd_inspect, "what is in a model file or a session", operands=file)
+    _add(commands, "verify", _cmd_verify, "check every checksum of a model file or a session",
+         operands=file)  # fmt: skip
+    _add_sessions(commands)
     _add(commands, "bench", _cmd_bench, "prefill and decode speed at given depths",
          operands=[("MODEL", "?", "model", flags.MODEL.help)])  # fmt: skip
     evals = _group(commands, "eval", "perplexity, and routed attention against dense")
@@ -126,13 +128,34 @@ def build_parser(prog: str = "hga") -> argparse.ArgumentParser:
     return parser
 
 
+def _add_sessions(commands: "_Subparsers[_Parser]") -> None:
+    tasks = _group(commands, "sessions", "saved conversations", default="list")
+    handler = _cmd_sessions
+    name = ("NAME", None, "name", "the session's name")
+    _add(tasks, "sessions list", handler, "name, length and size of each", operands=[])
+    _add(tasks, "sessions show", handler, "what is in one, and the conversation", operands=[name])
+    _add(tasks, "sessions rm", handler, "remove sessions",
+         operands=[("NAME", "+", "names", "their names")])  # fmt: skip
+    _add(tasks, "sessions fork", handler, "begin another where one is, sharing its pages",
+         operands=[name, ("NEW", None, "new", "the name of the other")])  # fmt: skip
+
+
 _Subparsers = argparse._SubParsersAction
 _Operand = tuple[str, str | None, str, str]
 
 
-def _group(commands: "_Subparsers[_Parser]", name: str, text: str) -> "_Subparsers[_Parser]":
+def _group(
+    commands: "_Subparsers[_Parser]", name: str, text: str, default: str | None = None
+) -> "_Subparsers[_Parser]":
+    """A command of commands; `default` is the one that runs, without flags, where none is named."""
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    return parser.add_subparsers(metavar="TASK", title="tasks", required=True)
+    if default is not None:
+        command = f"{name} {default}"
+        parser.set_defaults(
+            handler=_cmd_sessions, flags=flags.COMMANDS[command], operands=["command"],
+            command=command, prog=parser.prog,
+        )  # fmt: skip
+    return parser.add_subparsers(metavar="TASK", title="tasks", required=default is None)
 
 
 def _add(
@@ -240,6 +263,12 @@ def _cmd_verify(values: argparse.Namespace, status: Status) -> int:
         said = verify(values.operand_path, report)
     print(said)
     return errors.OK
+
+
+def _cmd_sessions(values: argparse.Namespace, status: Status) -> int:
+    from hga.tools.sessions import sessions
+
+    return sessions(values.command.split()[1], values, status)
 
 
 def _cmd_bench(values: argparse.Namespace, status: Status) -> int:

@@ -10,13 +10,15 @@ keeps the longest common prefix, so the pages of earlier turns are never compute
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from hga.runtime.sampler import Sampler, SamplerOptions
+from hga.tools import conversation_state as states
 from hga.tools.errors import UsageError
 from hga.tools.interrupt import Interrupt
 from hga.tools.status import Report
+from hga.tools.turns import Reply, Turn
 
 if TYPE_CHECKING:
     from hga.runtime.engine import Engine
@@ -24,38 +26,6 @@ if TYPE_CHECKING:
 
 RAW_PREDICT = 256
 """Longest reply in tokens without a chat template, where nothing tells the model to stop."""
-
-
-@dataclass(slots=True)
-class Reply:
-    """What one turn produced and what it cost. `prompt_tokens` counts the whole past and the new
-    turn, `reused_tokens` those of them that were not computed again."""
-
-    text: str = ""
-    tokens: list[int] = field(default_factory=list)
-    prompt_tokens: int = 0
-    reused_tokens: int = 0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-    stop: Literal["eos", "length", "interrupt"] = "eos"
-    context_full: bool = False
-    answered: bool = True
-
-    @property
-    def new_tokens(self) -> int:
-        """Tokens of the prompt that were prefilled."""
-        return self.prompt_tokens - self.reused_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """A question and its answer; the lengths of the id lists before it, valid in `epoch`."""
-
-    user: str
-    reply: str
-    n_canonical: int
-    n_actual: int
-    epoch: int
 
 
 class _PrefillStopped(Exception):
@@ -86,7 +56,7 @@ class Conversation:
         self.predict = predict
         self._engine = engine
         self._system = system
-        self._turns: list[_Turn] = []
+        self._turns: list[Turn] = []
         self._canonical: list[int] = []
         self._actual: list[int] = []
         self._epoch = 0
@@ -150,7 +120,7 @@ class Conversation:
             self._epoch += 1
             canonical, self._canonical, self._actual = actual, [], []
         self._turns.append(
-            _Turn(text, reply.text, len(self._canonical), len(self._actual), self._epoch)
+            Turn(text, reply.text, len(self._canonical), len(self._actual), self._epoch)
         )
         self._actual = actual + reply.tokens
         self._canonical = (
@@ -184,6 +154,44 @@ class Conversation:
         self._canonical, self._actual = [], []
         self._epoch += 1
         self.session.truncate(0)
+
+    def note(self) -> str:
+        """All that `resume` needs besides the session's tokens."""
+        tokens, n = self.session.tokens, len(self._actual)
+        joined = tokens[:n] == self._actual
+        state = states.State(
+            self.chat, self._system, self._epoch, [states.SavedTurn.of(t) for t in self._turns],
+            self._canonical if self.chat else None, n, None if joined else self._actual,
+            self._sampler.seed, *self._sampler.state,
+        )  # fmt: skip
+        return states.encode(state)
+
+    def resume(self, note: str) -> None:
+        """Go on where `note` was taken, over the same session; a system prompt or a seed of this
+        conversation's own wins. Raises SessionError, and UsageError where one of the two is a
+        chat and the other is not."""
+        state = states.decode(note, len(self.session.tokens), self._engine.plan.vocab_size)
+        if state.chat != self.chat:
+            raise UsageError(
+                f"the session was begun with{'' if state.chat else 'out'} the chat template: "
+                f"{'leave out' if state.chat else 'give'} --no-chat"
+            )
+        tokens = self.session.tokens[: state.n_actual]
+        self._actual = tokens if state.actual is None else state.actual
+        self._canonical = self._actual if state.canonical is None else state.canonical
+        self._turns = [turn.turn() for turn in state.turns]
+        self._epoch = state.epoch
+        if self._system is None:
+            self._system = state.system
+        if self.sampling.seed in (None, state.seed):
+            self.sampling = replace(self.sampling, seed=state.seed)
+            self._sampler.state = state.random_state, state.random_increment
+
+    def over(self, session: "Session") -> "Conversation":
+        """An empty conversation with these settings over another session."""
+        return Conversation(
+            self._engine, session, self.sampling, chat=self.chat, predict=self.predict
+        )
 
     def count(self, text: str) -> int:
         """Tokens that a turn with this text would add to the context."""

@@ -20,7 +20,7 @@ class UsageError(ValueError):
 
 
 # EDQUOT does not exist on Windows.
-_NO_ROOM_ERRNOS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+_NO_ROOM_ERRNOS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 _READ_ONLY_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -40,6 +40,7 @@ _OURS = {
     "UsageError": USAGE,
     "FetchError": FAILED,
     "StoreError": FAILED,
+    "SessionError": BAD_MODEL,
 }
 _BUILTIN = {
     "FileNotFoundError": USAGE,

@@ -7,8 +7,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from hga.kvstore.geometry import BLOCK_TOKENS
-from hga.tools.conversation import Reply
 from hga.tools.status import rate, size
+from hga.tools.turns import Reply
 
 if TYPE_CHECKING:
     from hga.runtime.engine import Engine

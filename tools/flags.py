@@ -73,6 +73,13 @@ def _budget(text: str) -> str:
     return text.strip()
 
 
+def _session_name(text: str) -> str:
+    from hga.runtime.saved import session_folder
+
+    session_folder(Path(), text)
+    return text
+
+
 def _rule(text: str) -> str:
     """An attention rule that a session can be set to; more than `hga run` offers."""
     from hga.kvstore.route import RULES
@@ -139,10 +146,12 @@ DEVICE = Flag(
 )  # fmt: skip
 LATER = (
     Flag("io", ("--io",), _offered("io"), "", "MODE", default="auto", hidden=True),
-    Flag("kv_dir", ("--kv-dir",), _later, "", "DIR", hidden=True),
     Flag("kv_type", ("--kv-type",), _later, "", "TYPE", hidden=True),
-    Flag("session", ("--session",), _later, "", "NAME", hidden=True),
 )
+KV_DIR = Flag(
+    "kv_dir", ("--kv-dir",), parse_text,
+    "folder of saved conversations (default: hga/sessions in the state folder)", "DIR", "model",
+)  # fmt: skip
 ENGINE = (MODEL, CTX, THREADS, MEM, DEVICE, GEMMA)
 OUTPUT = (QUIET, VERBOSE)
 
@@ -184,7 +193,9 @@ SKETCH_BITS = Flag(
 )  # fmt: skip
 
 RUN = (
-    *ENGINE, ATTENTION, BUDGET, PREFILL, SKETCH_BITS,
+    *ENGINE, ATTENTION, BUDGET, PREFILL, SKETCH_BITS, KV_DIR,
+    Flag("session", ("--session",), _session_name,
+         "a conversation that is saved after every reply: opened, or begun", "NAME", "input"),
     Flag("prompt", ("-p", "--prompt"), parse_text, "answer TEXT once and exit", "TEXT", "input",
          excludes=("file",)),
     Flag("file", ("-f", "--file"), parse_text,
@@ -211,6 +222,13 @@ PACK = (
 )  # fmt: skip
 INSPECT = (JSON, *OUTPUT)
 VERIFY = OUTPUT
+SESSIONS_LIST = SESSIONS_SHOW = (KV_DIR, JSON, *OUTPUT)
+SESSIONS_RM = (KV_DIR, *OUTPUT)
+SESSIONS_FORK = (
+    KV_DIR,
+    Flag("turns", ("--turns",), whole(0), "the first N turns alone (default: all)", "N"),
+    *OUTPUT,
+)
 
 _EVAL_ENGINE = (MODEL, THREADS, MEM, DEVICE, GEMMA, SKETCH_BITS)
 
@@ -330,6 +348,8 @@ BENCH = (
 
 COMMANDS = {
     "run": RUN, "pack": PACK, "inspect": INSPECT, "verify": VERIFY,
+    "sessions list": SESSIONS_LIST, "sessions show": SESSIONS_SHOW, "sessions rm": SESSIONS_RM,
+    "sessions fork": SESSIONS_FORK,
     "bench": BENCH, "eval ppl": EVAL_PPL, "eval gap": EVAL_GAP, "eval cases": EVAL_CASES,
     "eval needle": EVAL_NEEDLE, "eval ruler": EVAL_RULER,
 }  # fmt: skip

@@ -1,7 +1,8 @@
-"""inspect and verify: what is in a model file, and whether all of it is intact.
+"""inspect and verify: what is in a model file or a session, and whether all of it is intact.
 
-Both take a packed file, a GGUF file or a safetensors folder, and return text; printing is the
-command's. Only packed files carry checksums: of a source, verify reads every value instead.
+Both take a packed file, a GGUF file, a safetensors folder or a session folder, and return text;
+printing is the command's. Only packed files and sessions carry checksums: of a source, verify reads
+every value instead.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hga.kvstore.store_folder import is_session
 from hga.models.plan import ModelPlan, MoePlan
 from hga.runtime.container import ModelFile, is_packed
 from hga.runtime.container_plan import encode_plan
 
 from .pack import report_lines
 from .pack_tensor import format_for, kind_of, pieces
+from .sessions import describe_lines, look, verify_session
 from .sources import Source, open_source
 
 Progress = Callable[[int, int], None]
@@ -29,7 +32,7 @@ class Description:
 
 
 def describe(path: str | Path) -> Description:
-    """What is in a packed file, a GGUF file or a safetensors folder; reads no weights.
+    """What is in a packed file, a GGUF file, a safetensors or session folder; reads no weights.
 
     Raises FileNotFoundError, and ContainerError, SourceError, ConfigError or UnsupportedError for
     a file that cannot be used.
@@ -38,6 +41,9 @@ def describe(path: str | Path) -> Description:
     if path.is_file() and is_packed(path):
         with ModelFile.open(path) as model:
             return _describe_packed(model)
+    if is_session(path):
+        found = look(path)
+        return Description(tuple(describe_lines(found)), {"kind": "session", **found.data})
     with open_source(path) as source:
         return _describe_source(source)
 
@@ -53,6 +59,8 @@ def verify(path: str | Path, progress: Progress | None = None) -> str:
             model.verify(progress)
             n_segments = len(model.segments)
             return f"{path}: header, index and {n_segments} segments match their checksums"
+    if is_session(path):
+        return verify_session(path, progress)
     with open_source(path) as source:
         _read_all(source, progress)
         return (

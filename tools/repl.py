@@ -6,9 +6,10 @@ are read as they come. Prompts go to standard error, which keeps standard output
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
+from hga.kvstore.errors import StoreError
 from hga.tools import errors
 from hga.tools.folders import state_folder
 from hga.tools.interrupt import SecondInterrupt
@@ -76,7 +77,9 @@ class Repl:
             else:
                 reply = self._context.send(text)
         except Exception as error:
-            if errors.exit_code(error) not in (errors.USAGE, errors.BAD_MODEL):
+            refused = errors.exit_code(error) in (errors.USAGE, errors.BAD_MODEL)
+            # What cannot be saved is still in memory.
+            if not refused and not isinstance(error, StoreError):
                 raise
             self._status.error(errors.message(error))
             return False
@@ -96,10 +99,12 @@ class Repl:
         return "\n".join(lines).strip("\n")
 
 
-def line_source(status: Status) -> LineSource:
+def line_source(
+    status: Status, names_of_sessions: Callable[[], Iterable[str]] = tuple
+) -> LineSource:
     """The line editor on a terminal, plain lines otherwise."""
     if is_terminal(sys.stdin) and is_terminal(sys.stderr):
-        return EditedLines(status)
+        return EditedLines(status, names_of_sessions)
     return PlainLines()
 
 
@@ -119,7 +124,7 @@ class PlainLines:
 class EditedLines:
     """Lines from prompt_toolkit, with history and completion."""
 
-    def __init__(self, status: Status) -> None:
+    def __init__(self, status: Status, names_of_sessions: Callable[[], Iterable[str]]) -> None:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
         from prompt_toolkit.output import create_output
@@ -133,7 +138,7 @@ class EditedLines:
 
         self._session: PromptSession[str] = PromptSession(
             history=_history(status),
-            completer=_completer(),
+            completer=_completer(names_of_sessions),
             complete_while_typing=False,
             key_bindings=keys,
             output=create_output(stdout=sys.stderr),
@@ -158,12 +163,13 @@ def _history(status: Status) -> "History":
     return FileHistory(str(path))
 
 
-def _completer() -> "Completer":
+def _completer(names_of_sessions: Callable[[], Iterable[str]]) -> "Completer":
     from prompt_toolkit.completion import Completer, Completion, PathCompleter
     from prompt_toolkit.document import Document
 
     class Commands(Completer):
-        """Command names at the start of the line, values after /set, paths after /read."""
+        """Command names at the start of the line, values after /set, paths after /read, sessions
+        after /load."""
 
         _paths = PathCompleter(expanduser=True)
 
@@ -178,6 +184,9 @@ def _completer() -> "Completer":
             elif name == "/read":
                 path = Document(rest, len(rest))
                 yield from self._paths.get_completions(path, complete_event)
+            elif name == "/load":
+                for word in complete(rest, names=names_of_sessions()):
+                    yield Completion(word, start_position=-len(rest))
             elif name == "/set":
                 for word in complete(rest, names=SETTABLE):
                     yield Completion(word, start_position=-len(rest))

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from hga.tools import flags
+from hga.tools import flags, repl_sessions
 from hga.tools.config import close_match
-from hga.tools.conversation import Reply
 from hga.tools.errors import UsageError
 from hga.tools.figures import reply_json
 from hga.tools.run import SAMPLER_OPTIONS, Talk, read_text
 from hga.tools.status import Status, size
+from hga.tools.turns import Reply
 
 
 class Context:
@@ -73,6 +73,7 @@ def _exit(context: Context, rest: str) -> None:
 def _clear(context: Context, rest: str) -> None:
     context.talk.conversation.clear()
     context.pending = ""
+    context.talk.save()
     context.status.say("the conversation is empty")
 
 
@@ -82,6 +83,7 @@ def _regen(context: Context, rest: str) -> Reply:
 
 def _undo(context: Context, rest: str) -> None:
     question = context.talk.conversation.undo()
+    context.talk.save()
     first = question.strip().splitlines()[0]
     shown = first if len(first) <= 60 else first[:57] + "..."
     context.status.say(f"forgotten: {shown}")
@@ -178,6 +180,8 @@ def _show(context: Context, rest: str) -> None:
         f"seed            {conversation.seed}",
         f"predict         {predict}",
     ]
+    if conversation.session.saved is not None:
+        lines.append(f"session         {conversation.session.saved.name}")
     if conversation.chat:
         lines.append(f"system          {conversation.system or 'none given'}")
     context.status.say("\n".join(lines))
@@ -212,6 +216,11 @@ COMMANDS = (
     Command(("/undo",), "/undo", "forget the last message and its answer", _undo),
     Command(("/read",), "/read FILE", "put a text file ahead of the next message", _read),
     Command(("/system",), "/system TEXT", "instructions ahead of the conversation", _system),
+    Command(
+        ("/save",), "/save NAME", "keep the conversation and its next replies", repl_sessions.save
+    ),
+    Command(("/load",), "/load NAME", "go on with a saved conversation", repl_sessions.load),
+    Command(("/list",), "/list", "the saved conversations", repl_sessions.list_all),
     Command(("/set",), "/set KEY VALUE", f"change {', '.join(SETTABLE)}", _set),
     Command(("/show",), "/show", "the model and the settings", _show),
     Command(("/stats",), "/stats", "figures of the last turn", _stats),

@@ -7,18 +7,20 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from hga.runtime.sampler import SamplerOptions, defaults
-from hga.tools.conversation import RAW_PREDICT, Conversation, Reply
+from hga.tools.conversation import RAW_PREDICT, Conversation
 from hga.tools.errors import INTERRUPTED, OK, UsageError
 from hga.tools.figures import reply_json, turn_line
 from hga.tools.folders import cache_folder
 from hga.tools.interrupt import Interrupt
+from hga.tools.sessions import look_all, sessions_folder
 from hga.tools.status import Status, size
+from hga.tools.turns import Reply
 
 if TYPE_CHECKING:
     from hga.runtime.engine import Engine
@@ -44,7 +46,9 @@ def run(model: str | None, values: argparse.Namespace, status: Status) -> int:
     if prompt is not None and not prompt.strip():
         raise UsageError("the prompt is empty")
     options = engine_options(values)
-    with open_engine(model, options, values, status) as engine, engine.session() as session:
+    with open_engine(model, options, values, status) as engine, ExitStack() as opened:
+        session = engine.session(values.session)
+        opened.callback(session.close)
         conversation = start(engine, session, values, status)
         talk = Talk(engine, conversation, values.json, status)
         if prompt is not None:
@@ -54,7 +58,13 @@ def run(model: str | None, values: argparse.Namespace, status: Status) -> int:
         from hga.tools.repl import Repl, line_source
 
         banner(engine, status)
-        return Repl(talk, line_source(status), status).loop()
+        # /load puts another session in the place of this one.
+        opened.pop_all()
+        opened.callback(talk.close)
+        names = lambda: [each.folder.name for each in look_all(engine.sessions_dir)]  # noqa: E731
+        code = Repl(talk, line_source(status, names), status).loop()
+        talk.save()
+        return code
 
 
 def engine_options(values: argparse.Namespace) -> "Options":
@@ -62,6 +72,7 @@ def engine_options(values: argparse.Namespace) -> "Options":
     from hga.runtime.options import Options
 
     single = isinstance(values.attention, str)
+    kv_dir = getattr(values, "kv_dir", None)
     return Options(
         ctx=values.ctx,
         threads=values.threads,
@@ -71,6 +82,8 @@ def engine_options(values: argparse.Namespace) -> "Options":
         device=values.device,
         prefill=getattr(values, "prefill", "exact"),
         sketch_bits=values.sketch_bits,
+        kv_dir=None if kv_dir is None else Path(kv_dir).expanduser(),
+        sessions_dir=sessions_folder(kv_dir),
     )
 
 
@@ -93,7 +106,7 @@ def open_engine(
 def start(
     engine: "Engine", session: "Session", values: argparse.Namespace, status: Status
 ) -> Conversation:
-    """A conversation over an empty session, as the flags ask for it."""
+    """A conversation as the flags ask for it, over a session that is empty or was saved."""
     chat = engine.template is not None and not values.no_chat
     if engine.template is None and not values.no_chat:
         status.notice(
@@ -113,8 +126,26 @@ def start(
         predict=predict,
         system=values.system_prompt,
     )
+    if session.saved is not None:
+        for notice in session.saved.notices:
+            status.notice(notice)
+        status.notice(resume(conversation))
     status.detail(f"seed {conversation.seed}")
     return conversation
+
+
+def resume(conversation: Conversation) -> str:
+    """Go on where a named session was left; a line that says so."""
+    saved = conversation.session.saved
+    assert saved is not None, "the session has no name"
+    if not saved.note:
+        return f"session {saved.name!r} is new: every reply is saved in {saved.folder}"
+    conversation.resume(saved.note)
+    turns = f"{conversation.n_turns} turn{'' if conversation.n_turns == 1 else 's'}"
+    return (
+        f"session {saved.name!r}: {turns}, {saved.reused_tokens:,} tokens reused, opened in "
+        f"{saved.open_s:.2f} s"
+    )
 
 
 def sampling_from(values: argparse.Namespace, generation: dict[str, object]) -> SamplerOptions:
@@ -175,8 +206,23 @@ class Talk:
         if not at_line_start:
             write("\n")
         self.last = reply
-        self._tell(reply)
+        try:
+            if reply.answered:
+                self.save()
+        finally:
+            self._tell(reply)
         return reply
+
+    def save(self) -> None:
+        """Make a named session durable as it is; Ctrl-C does not cut it short, twice does."""
+        session = self.conversation.session
+        if session.saved is not None:
+            with Interrupt():
+                session.save(self.conversation.note())
+
+    def close(self) -> None:
+        """Give the session up."""
+        self.conversation.session.close()
 
     def _tell(self, reply: Reply) -> None:
         if reply.context_full:

@@ -11,7 +11,6 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from hga.kernels.cpu import target
 from hga.kvstore.store import SessionStore
 from hga.kvstore.store_layout import BlockShape
 
@@ -96,8 +95,8 @@ def _compiled(kernel_cache: Path) -> None:
     """Sums are compiled once for all runs."""
     from hga.kernels import ops
 
-    if not ops._selected and "hga.kernels.cpu.simd" not in sys.modules:
-        ops._selected.append(target.select(kernel_cache))
+    if "hga.kernels.cpu.simd" not in sys.modules:
+        ops.choose_cpu(kernel_cache / "kernels")
 
 
 @pytest.fixture(scope="session")

@@ -47,6 +47,7 @@ def test_the_shape_is_the_geometry(shape):
 
 
 def test_a_located_block_can_be_read_and_verified_by_others(twin, tmp_path, shape):
+    # Not before the kernels' folder is chosen.
     from hga.kernels.cpu.checksum import cell_sum
 
     made = twin(tmp_path / "a").create()

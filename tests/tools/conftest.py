@@ -3,6 +3,7 @@
 import codecs
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -88,6 +89,10 @@ class FakeSession:
         self.reset_stats()
 
     kv_bytes = 4096
+    saved = None
+
+    def close(self):
+        return None
 
     def __enter__(self):
         return self
@@ -180,8 +185,10 @@ class FakeEngine:
         self.plan = SimpleNamespace(architecture="fake", layers=(0, 0), vocab_size=VOCAB)
         self.script = [list(reply) for reply in script]
         self.sessions = []
+        self.sessions_dir = Path("nowhere")
 
     def session(self, name=None):
+        assert name is None
         self.sessions.append(FakeSession(self, self.script))
         return self.sessions[-1]
 

@@ -78,7 +78,7 @@ def test_help_names_no_flag_that_does_not_work(capsys):
     for command in COMMANDS:
         cli.main([*command.split(), "--help"])
     out = capsys.readouterr().out
-    assert not any(word in out for word in ("--session", "--kv-dir", "--io", "cuda"))
+    assert not any(word in out for word in ("--kv-type", "--io", "cuda"))
 
 
 def test_version(capsys):
@@ -107,8 +107,13 @@ def test_version(capsys):
         (["run", "--budget", "200%"], "invalid budget"),
         (["run", "--device", "cuda"], "not available in this version (supported: cpu)"),
         (["run", "--device", "tpu"], "unknown device"),
-        (["run", "--session", "x"], "--session: not available in this version"),
-        (["run", "--kv-dir", "/tmp"], "not available in this version"),
+        (["run", "--session", "../x"], "--session: invalid session name '../x'"),
+        (["eval", "ppl", "--session", "x"], "unknown option --session"),
+        (["sessions", "--json"], "unknown option --json"),
+        (["sessions", "show"], "required: NAME"),
+        (["sessions", "show", "x"], "no session 'x' in"),
+        (["sessions", "rm", "x", "a/b"], "no session 'x' in"),
+        (["sessions", "fork", "x", ".."], "invalid session name '..'"),
         (["run", "--kv-type", "q8"], "not available in this version"),
         (["run", "--io", "uring"], "not available in this version"),
         (["run", "-p", " "], "the prompt is empty"),

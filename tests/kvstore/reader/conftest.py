@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from hga.kernels import ops
-from hga.kernels.cpu import target
 
 N_BYTES = 4 << 20
 MODES = ("threads", "uring", "mmap", "python")
@@ -21,8 +20,7 @@ MODES = ("threads", "uring", "mmap", "python")
 @pytest.fixture(scope="session")
 def kernels(kernel_cache: Path, kernel_isa: str | None) -> None:
     """The instruction set and the cache of kernels are chosen."""
-    if "hga.kernels.cpu.simd" not in sys.modules and not ops._selected:
-        ops._selected.append(target.select(kernel_cache / "kernels", kernel_isa))
+    ops.choose_cpu(kernel_cache / "kernels", kernel_isa)
 
 
 @pytest.fixture(scope="session")
