@@ -82,7 +82,7 @@ def run(values: argparse.Namespace) -> dict[str, Any]:
             decode(session, values.warm, random)
             before = cache.reads
             seconds = decode(session, values.tokens, random)
-            reads = cache.reads.since(before)
+            reads = cache.reads - before
         n, total = len(seconds), sum(seconds)
         io_s, compute_s = reads.read_bytes / n / drive, weight_bytes(engine) / memory
         return {

@@ -9,7 +9,6 @@ there are and what is guessed about the next layer changes no result.
 import errno
 import math
 import mmap
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from hga.models.plan import ModelPlan, MoePlan
 
 from .container import ContainerError, ModelFile
 from .container_index import PAGE_BYTES, align
+from .expert_reads import ExpertReads
 from .weights import Weights
 
 # Mirrors of kernel constants (kernels/cpu/expert_cache.py, io_read.py), checked by a test.
@@ -32,46 +32,6 @@ _HALF_LIFE_TOKENS = 48.0
 _NEVER = -1e300
 # Of the experts that a guess names, the likeliest are read ahead.
 HINTED_RANKS = 6
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertReads:
-    """Uses of experts by how they were found: in a slot, read ahead because the layer before had
-    foreseen them, read when they were needed; hints read or dropped in time; of the uses that were
-    guessed about (`guessed`), those that the guess had named; seconds that the first thread waited.
-    """
-
-    hits: int = 0
-    foreseen: int = 0
-    reads: int = 0
-    hints: int = 0
-    foretold: int = 0
-    guessed: int = 0
-    withdrawn: int = 0
-    read_bytes: int = 0
-    stall_s: float = 0.0
-
-    def since(self, earlier: "ExpertReads") -> "ExpertReads":
-        """What was added after an earlier reading."""
-        pairs = ((getattr(self, n), getattr(earlier, n)) for n in self.__dataclass_fields__)
-        return ExpertReads(*(now - before for now, before in pairs))
-
-    @property
-    def hit_rate(self) -> float | None:
-        """Share of the uses that cost no read; None before the first."""
-        uses = self.hits + self.foreseen + self.reads
-        return self.hits / uses if uses else None
-
-    @property
-    def recall(self) -> float | None:
-        """Share of the experts used that the layer before foretold; None without guesses."""
-        return self.foretold / self.guessed if self.guessed else None
-
-    @property
-    def precision(self) -> float | None:
-        """Share of the hints read that were used at once; None without any."""
-        read = self.hints - self.withdrawn
-        return self.foreseen / read if read else None
 
 
 def blob_bytes(model: ModelFile) -> int:

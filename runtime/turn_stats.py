@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from hga.kvstore.disk_arena import ReadCounts
 
+from .expert_reads import ExpertReads
+
 
 @dataclass(slots=True)
 class TurnStats:
@@ -25,6 +27,8 @@ class TurnStats:
     cell_reads: int = 0
     disk_bytes: int = 0
     stall_s: float = 0.0
+    # Of prompts and decoded tokens, where experts lie on disk.
+    experts: ExpertReads = ExpertReads()
     recalled: float = 0.0
     recall_tokens: int = 0
 
@@ -45,6 +49,11 @@ class TurnStats:
         """Share of the cells of decoded tokens that lay in memory; None where all of them do."""
         asked = self.cell_hits + self.cell_reads
         return self.cell_hits / asked if asked else None
+
+    @property
+    def expert_hit_rate(self) -> float | None:
+        """Share of the uses of experts that cost no read; None where all lie in memory."""
+        return self.experts.hit_rate
 
     @property
     def mass_recall(self) -> float | None:
