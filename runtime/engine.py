@@ -134,13 +134,13 @@ class Engine:
             raise
 
     def _open_experts(self) -> None:
-        from .experts import HINTED_RANKS, ExpertCache
+        from .experts import ExpertCache
 
         # Reading the trunk has left it in the page cache too.
         self.model.drop_page_cache()
-        self.experts = ExpertCache(self.model, self.weights, self._n_slots, self.reader)
-        if self.options.expert_hints != "off":
-            self.experts.hints = HINTED_RANKS
+        self.experts = ExpertCache(
+            self.model, self.weights, self._n_slots, self.reader, self.options.expert_hints
+        )
         self.forward_pass.use_cache(self.experts)
 
     @classmethod

@@ -9,7 +9,7 @@ there are and what is guessed about the next layer changes no result.
 import errno
 import math
 import mmap
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,16 +22,20 @@ from hga.models.plan import ModelPlan, MoePlan
 from .container import ContainerError, ModelFile
 from .container_index import PAGE_BYTES, align
 from .expert_reads import ExpertReads
+from .hint_switch import HintSwitch
 from .weights import Weights
 
 # Mirrors of kernel constants (kernels/cpu/expert_cache.py, io_read.py), checked by a test.
 COUNTERS = 8
 _DAMAGED = (-10001, -10002)
-# A score counts less by half after so many tokens: see docs/log.md for what was measured.
-_HALF_LIFE_TOKENS = 48.0
+# Shorter blobs have another kind of XXH3, which no kernel knows.
+_SHORT_BYTES = 240
+# A use counts half as much so many tokens later. Within two points of the best hit rate at every
+# size, on a real and on the synthetic model; recency alone loses up to 15 (docs/log.md).
+_HALF_LIFE_TOKENS = 16.0
 _NEVER = -1e300
 # Of the experts that a guess names, the likeliest are read ahead.
-HINTED_RANKS = 6
+_HINTED_RANKS = 6
 
 
 def blob_bytes(model: ModelFile) -> int:
@@ -57,8 +61,16 @@ def most_used(plan: ModelPlan) -> int:
 class ExpertCache:
     """Slots and tables; model, weights and reader stay the caller's and must outlive it."""
 
-    def __init__(self, model: ModelFile, weights: Weights, n_slots: int, reader: Reader) -> None:
-        """n_slots: at least one. Fills the records of the layers in `weights`."""
+    def __init__(
+        self,
+        model: ModelFile,
+        weights: Weights,
+        n_slots: int,
+        reader: Reader,
+        hints: Literal["on", "off", "auto"] = "auto",
+    ) -> None:
+        """n_slots: at least one; hints: whether the next layer's experts are read ahead. Fills the
+        records of the layers in `weights`."""
         plan = model.plan
         self._model, self._reader = model, reader
         self.slot_bytes = blob_bytes(model)
@@ -91,6 +103,11 @@ class ExpertCache:
         for i, layer in enumerate(plan.layers):
             if isinstance(layer.mlp, MoePlan):
                 self._place(weights, i, layer.mlp, addresses)
+        # With fewer slots than this a hint would take them from what is needed now; with all of
+        # them nothing is left to be read.
+        useful = 4 * most_used(plan) <= self.n_slots < n_experts(plan)
+        self._switch = HintSwitch() if useful and hints == "auto" else None
+        r["hints"] = _HINTED_RANKS if useful and hints != "off" else 0
         self._tokens = 0
         self._rate = math.log(2) / _HALF_LIFE_TOKENS
 
@@ -125,18 +142,13 @@ class ExpertCache:
             blob = model.segment(f"layers.{i}.experts.{e}")
             xxh3 = np.uint64(int(blob.xxh3, 16)).astype(np.int64)
             self._places[i * self._stride + e] = blob.offset, xxh3
-        record["blob_bytes"] = model.segment(f"layers.{i}.experts.0").nbytes
+        record["blob_bytes"] = n_bytes = model.segment(f"layers.{i}.experts.0").nbytes
+        assert n_bytes > _SHORT_BYTES
 
     @property
     def hints(self) -> int:
         """How many of the next layer's experts are asked for ahead, at most; 0: none."""
         return int(self._record[0]["hints"])
-
-    @hints.setter
-    def hints(self, value: int) -> None:
-        # With fewer slots than this a hint would take them from what is needed now.
-        roomy = self.n_slots >= 4 * most_used(self._model.plan)
-        self._record[0]["hints"] = value if roomy else 0
 
     def begin(self, n_tokens: int) -> None:
         """Note that n_tokens are about to pass the layers."""
@@ -145,6 +157,12 @@ class ExpertCache:
         r["time"] = self._tokens * self._rate
         # A long prompt counts as much as so many tokens just before the next would.
         r["weight"] = min(1.0, 1 / (self._rate * n_tokens))
+
+    def end(self, seconds: float) -> None:
+        """Note that a single token took so long."""
+        if self._switch is not None:
+            self._switch.note(seconds)
+            self._record[0]["hints"] = _HINTED_RANKS if self._switch.on else 0
 
     def check(self) -> None:
         """Raise the error of a read that failed since the last call, and forget what it brought:

@@ -3,6 +3,7 @@
 One pass serves all sessions of an engine, one call at a time. Nothing is allocated per token.
 """
 
+import time
 from typing import Any
 
 import numpy as np
@@ -196,9 +197,14 @@ class ForwardPass:
         c["least_share"] = limits.least_share
         c["n_chunks"], c["summed_chunks"] = limits.chunks, summed_chunks
         self._set_units(units)
-        if self._experts is not None:
-            self._experts.begin(n)
-        return self._launch(layers, n, position, n_logits)
+        if self._experts is None:
+            return self._launch(layers, n, position, n_logits)
+        self._experts.begin(n)
+        start = time.perf_counter()
+        logits = self._launch(layers, n, position, n_logits)
+        if n == 1:
+            self._experts.end(time.perf_counter() - start)
+        return logits
 
     def _set_units(self, units: Units) -> None:
         c = self._call[0]

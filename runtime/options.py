@@ -9,6 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from hga.kvstore.route import Budget
 
@@ -108,7 +109,7 @@ class Options:
     sessions_dir: Path | None = None
     io: str = "auto"
     expert_cache: int | None = None
-    expert_hints: str = "auto"
+    expert_hints: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
         for name, value in (

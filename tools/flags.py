@@ -141,6 +141,16 @@ MEM = Flag(
     "memory for weights, KV, indices and scratch together, such as 6g (default: no limit)",
     "SIZE", "model",
 )  # fmt: skip
+EXPERT_CACHE = Flag(
+    "expert_cache", ("--expert-cache",), _size,
+    "memory for experts of a mixture of experts, such as 2g (default: what --mem leaves)",
+    "SIZE", "model",
+)  # fmt: skip
+EXPERT_HINTS = Flag(
+    "expert_hints", ("--expert-hints",), _offered("expert_hints"),
+    "read the next layer's experts ahead: on, off, or auto: while that is measured to help "
+    "(default: auto)", "HOW", "model", default="auto",
+)  # fmt: skip
 DEVICE = Flag(
     "device", ("--device",), _offered("device"), "cpu", "DEVICE", "model", default="cpu"
 )  # fmt: skip
@@ -152,7 +162,7 @@ KV_DIR = Flag(
     "kv_dir", ("--kv-dir",), parse_text,
     "folder of saved conversations (default: hga/sessions in the state folder)", "DIR", "model",
 )  # fmt: skip
-ENGINE = (MODEL, CTX, THREADS, MEM, DEVICE, GEMMA)
+ENGINE = (MODEL, CTX, THREADS, MEM, EXPERT_CACHE, EXPERT_HINTS, DEVICE, GEMMA)
 OUTPUT = (QUIET, VERBOSE)
 
 SAMPLING = (
@@ -230,7 +240,9 @@ SESSIONS_FORK = (
     *OUTPUT,
 )
 
-_EVAL_ENGINE = (MODEL, THREADS, MEM, DEVICE, GEMMA, SKETCH_BITS)
+_EVAL_ENGINE = (
+    MODEL, THREADS, MEM, EXPERT_CACHE, EXPERT_HINTS, DEVICE, GEMMA, SKETCH_BITS,
+)  # fmt: skip
 
 
 def _lengths(about: str) -> Flag:
