@@ -130,9 +130,7 @@ class ExpertCache:
         self._keep.append(array)
         return -(-int(array.ctypes.data) // 64) * 64
 
-    def _place(
-        self, weights: Weights, i: int, moe: MoePlan, addresses: NDArray[np.int64]
-    ) -> None:
+    def _place(self, weights: Weights, i: int, moe: MoePlan, addresses: NDArray[np.int64]) -> None:
         record, model = weights.layers[i], self._model
         record["cache"], record["layer_number"] = self._record.ctypes.data, i
         record["experts"] = addresses.ctypes.data

@@ -1,6 +1,6 @@
 """What a session counts from one reset to the next."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hga.kvstore.disk_arena import ReadCounts
 
@@ -28,7 +28,7 @@ class TurnStats:
     disk_bytes: int = 0
     stall_s: float = 0.0
     # Of prompts and decoded tokens, where experts lie on disk.
-    experts: ExpertReads = ExpertReads()
+    experts: ExpertReads = field(default_factory=ExpertReads)
     recalled: float = 0.0
     recall_tokens: int = 0
 

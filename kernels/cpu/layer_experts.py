@@ -169,9 +169,7 @@ def _run_as_they_land(
 
 
 @njit(**JIT)
-def _add_experts(
-    c: Any, layer: Any, e0: Any, e1: Any, thread: Any, n: Any, private: Any
-) -> None:
+def _add_experts(c: Any, layer: Any, e0: Any, e1: Any, thread: Any, n: Any, private: Any) -> None:
     """Add the down-projections of experts e0..e1 to this thread's rows of c.proj, in order."""
     d, a, width = layer.down, c.hidden_act, layer.gate.rows
     g0, g1 = share((d.rows + 15) >> 4, thread, n)

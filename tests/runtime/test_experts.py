@@ -93,9 +93,9 @@ def test_threads_change_nothing(
 def test_how_the_disk_is_read_changes_nothing(
     model: Path, open_engine: Opened, token_ids: Ids, expected: np.ndarray, io: str
 ) -> None:
-    with cached(model, open_engine, 14, io=io, expert_hints="on") as engine:
-        with engine.session() as session:
-            np.testing.assert_array_equal(spoken(session, token_ids(130)), expected)
+    options = {"io": io, "expert_hints": "on"}
+    with cached(model, open_engine, 14, **options) as engine, engine.session() as session:
+        np.testing.assert_array_equal(spoken(session, token_ids(130)), expected)
 
 
 def long_talk(session: Session, ids: list[int]) -> np.ndarray:
