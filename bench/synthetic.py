@@ -59,7 +59,7 @@ QWEN3_30B_A3B = {
 # Parts of an embedding that all tokens and those of a topic share; the squares of all three parts
 # add up to one. A branch adds about BRANCH of the embedding's size. ROUTER: standard deviation of
 # router logits. STAY: how often the next token keeps the topic, where tokens are sampled.
-SHARED, TOPICAL, BRANCH, ROUTER, STAY = 0.57, 0.68, 0.09, 1.5, 0.94
+SHARED, TOPICAL, BRANCH, ROUTER, STAY = 0.60, 0.69, 0.10, 1.5, 0.94
 N_TOPICS = 64
 # Rows that a pool holds.
 POOL_ROWS = 4096
@@ -141,7 +141,7 @@ def format_of(role: str, fmt: str) -> str:
 
 def tokenizer(n_vocab: int) -> TokenizerSpec:
     """Bytes as tokens, and names for all other ids."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {letter: i for i, letter in enumerate(letters)}
@@ -150,7 +150,6 @@ def tokenizer(n_vocab: int) -> TokenizerSpec:
         vocab[f"Ġw{i}"] = i
     made = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
     return TokenizerSpec("json", made.to_str(), n_vocab, "bytelevel", (control,), eos=(control.id,))
 
 

@@ -4,13 +4,14 @@ values."""
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hga.models.plan import ModelPlan
+from hga.models.plan import ModelPlan, MoePlan
 
 from .budget import BillLine, total
 from .container import ModelFile
 from .experts import blob_bytes, most_used, n_experts
+from .forward import PREFILL_TOKENS
 from .options import Options
-from .placement import Placement
+from .placement import SEGMENT_TOKENS, Placement
 
 # Without --mem, of the memory that is free when the engine opens (as runtime/placement.py).
 _SHARE_OF_FREE = 0.8
@@ -41,6 +42,13 @@ def least_slots(plan: ModelPlan) -> int:
     return min(2 * most_used(plan), n_experts(plan))
 
 
+def _prompt_bytes(plan: ModelPlan, ctx: int) -> int:
+    """The residual stream of a prompt that passes layer by layer, and the activations of the
+    experts of a call."""
+    widths = [x.mlp.n_experts_used * x.mlp.width for x in plan.layers if isinstance(x.mlp, MoePlan)]
+    return 4 * plan.hidden * min(SEGMENT_TOKENS, ctx) + 10 * max(widths) * min(PREFILL_TOKENS, ctx)
+
+
 def place_experts(
     model: ModelFile,
     options: Options,
@@ -55,8 +63,10 @@ def place_experts(
     if every == 0:
         return ExpertPlacement(0, place([BillLine("weights", trunk.n_bytes), *fixed]))
 
+    scratch = BillLine("a part of a prompt", _prompt_bytes(plan, options.ctx or plan.ctx_train))
+
     def with_slots(n: int) -> Placement:
-        return place([trunk, BillLine("experts", n * slot), *fixed])
+        return place([trunk, BillLine("experts", n * slot), scratch, *fixed])
 
     if options.expert_cache is not None:
         n = min(max(options.expert_cache // slot, 1), every)

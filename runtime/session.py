@@ -288,7 +288,7 @@ class Session:
             self.stats.count_disk(before, self._disk)
         if self._engine.experts is not None:
             earlier, self._expert_reads = self._expert_reads, self._engine.experts.reads
-            self.stats.experts += self._expert_reads - earlier
+            self.stats.count_experts(self._expert_reads - earlier, alone=not self.on_disk)
 
     def generate(
         self, sampler: TokenSampler, max_tokens: int, stop_ids: Collection[int]

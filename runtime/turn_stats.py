@@ -32,6 +32,13 @@ class TurnStats:
     recalled: float = 0.0
     recall_tokens: int = 0
 
+    def count_experts(self, reads: ExpertReads, alone: bool) -> None:
+        """Add what experts cost; alone: nothing else is read, so that no one counts the disk."""
+        self.experts += reads
+        if alone:
+            self.disk_bytes += reads.read_bytes
+            self.stall_s += reads.stall_s
+
     def count_disk(self, before: ReadCounts, now: ReadCounts) -> None:
         """Add the reads between two counts."""
         self.cell_hits += now.hits - before.hits

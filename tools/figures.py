@@ -51,6 +51,9 @@ def turn_line(reply: Reply, session: "Session", engine: "Engine") -> str:
         parts.append(f"attended {stats.attended_mean:,.0f}")
     if stats.read_bytes:
         parts.append(f"read {size(stats.read_bytes)}")
+    if stats.expert_hit_rate is not None:
+        read = size(stats.experts.read_bytes)
+        parts.append(f"experts {100 * stats.expert_hit_rate:.0f} % in memory, {read} from disk")
     budget = engine.options.mem
     memory = f"memory {size(engine.resident_bytes())}"
     parts.append(memory if budget is None else f"{memory} of {size(budget)}")

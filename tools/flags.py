@@ -343,7 +343,8 @@ EVAL_RULER = (
 
 _counts = list_of(whole(0, 1 << 30))
 BENCH = (
-    MODEL, THREADS, MEM, DEVICE, GEMMA, ATTENTION, BUDGET, PREFILL, SKETCH_BITS,
+    MODEL, THREADS, MEM, EXPERT_CACHE, EXPERT_HINTS, DEVICE, GEMMA, ATTENTION, BUDGET, PREFILL,
+    SKETCH_BITS,
     Flag("n_prompt", ("-p", "--n-prompt"), _counts, "tokens to prefill (default: 512)", "N,N",
          "tests", default=(512,)),
     Flag("n_gen", ("-n", "--n-gen"), whole(0, 1 << 30), "tokens to decode (default: 128)", "N",

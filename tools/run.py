@@ -84,8 +84,8 @@ def engine_options(values: argparse.Namespace) -> "Options":
         sketch_bits=values.sketch_bits,
         kv_dir=None if kv_dir is None else Path(kv_dir).expanduser(),
         sessions_dir=sessions_folder(kv_dir),
-        expert_cache=values.expert_cache,
-        expert_hints=values.expert_hints,
+        expert_cache=getattr(values, "expert_cache", None),
+        expert_hints=getattr(values, "expert_hints", "auto"),
     )
 
 
