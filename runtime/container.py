@@ -145,6 +145,11 @@ class ModelFile:
         return self.header.digest.hex()
 
     @property
+    def fileno(self) -> int:
+        """The descriptor of the open file."""
+        return self._file.fileno()
+
+    @property
     def generation(self) -> dict[str, Any]:
         """Sampling defaults of the checkpoint, as it stated them."""
         return self._index.generation
@@ -246,6 +251,11 @@ class ModelFile:
                 _compare(segment, hasher.hexdigest())
             except ContainerError as error:
                 raise ContainerError(f"{self.path}: {error}") from None
+
+    def drop_page_cache(self) -> None:
+        """Ask the system to forget what it keeps of the file, where it takes such advice."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         """Close the file. Views still in use keep their memory until they are gone."""

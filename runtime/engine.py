@@ -15,6 +15,7 @@ from hga.models.plan import ModelPlan
 
 from . import budget
 from .container import ModelFile
+from .expert_budget import trunk_bytes
 from .kv_folder import remove_store, temporary_store
 from .options import Options
 from .planning import geometry_of, place_model
@@ -23,6 +24,7 @@ from .session import Session
 from .session_types import ContextError
 
 if TYPE_CHECKING:
+    from .experts import ExpertCache
     from .template import ChatTemplate
     from .tokenizer import Tokenizer
 
@@ -37,8 +39,7 @@ def _open_model(path: Path, notices: list[str]) -> ModelFile:
     import psutil
 
     model = ModelFile.open(path)
-    trunk = sum(s.nbytes for s in model.segments if ".experts." not in s.name)
-    available = psutil.virtual_memory().available
+    trunk, available = trunk_bytes(model), psutil.virtual_memory().available
     if trunk > available // 2:
         notices.append(
             f"weights are mapped from the file, not read: {trunk >> 20} MiB would take more than"
@@ -75,9 +76,11 @@ class Engine:
             self._note_small_budget()
             self._tokenizer: Tokenizer | None = None
             self._reader: Reader | None = None
+            self.experts: ExpertCache | None = None
             self._template: ChatTemplate | None = None
             self.windows = tuple(layer.attention.window for layer in self.plan.layers)
-            self.placement = place_model(self.model, self.geometry, self.ctx, options)
+            placed = place_model(self.model, self.geometry, self.ctx, options)
+            self.placement, self._n_slots = placed.kv, placed.n_slots
             budget.check(self.bill(), options.mem)
             self._open_kernels(cache_dir, report)
         except BaseException:
@@ -107,16 +110,30 @@ class Engine:
         from .forward import ForwardPass
         from .weights import Weights
 
-        self.weights = Weights(self.model)
+        self.weights = Weights(self.model, cached_experts=self._n_slots > 0)
         self._backend = ops.open_cpu(cache_dir / "kernels", self.options.threads, report=report)
         self.notices += self._backend.notices
         try:
             self.forward_pass = ForwardPass(
                 self.weights, self._backend, self.ctx, self.options.sketch_bits
             )
+            if self._n_slots:
+                self._open_experts()
         except BaseException:
             self._backend.close()
+            if self._reader is not None:
+                self._reader.close()
             raise
+
+    def _open_experts(self) -> None:
+        from .experts import ExpertCache
+
+        # Reading the trunk has left it in the page cache too.
+        self.model.drop_page_cache()
+        self.experts = ExpertCache(
+            self.model, self.weights, self._n_slots, self.reader, self.options.expert_hints
+        )
+        self.forward_pass.use_cache(self.experts)
 
     @classmethod
     def open(
@@ -247,7 +264,7 @@ class Engine:
 
     @property
     def reader(self) -> Reader:
-        """The reader of keys and values on disk, started at first use."""
+        """The reader of experts, keys and values on disk, started at first use."""
         if self._reader is None:
             self._reader = Reader.open(self.options.io, report=self._note)
             self.forward_pass.connect(self._reader.address)

@@ -3,6 +3,7 @@
 One pass serves all sessions of an engine, one call at a time. Nothing is allocated per token.
 """
 
+import time
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from hga.kvstore.geometry import GROUP_TOKENS, GROUPS_PER_BLOCK, padded_head_dim
 from hga.kvstore.route import EVERYTHING, NO_UNITS, Limits, Route, Units
 from hga.models.plan import MoePlan
 
+from .experts import ExpertCache
 from .rope import RopeTables
 from .weights import Weights
 
@@ -23,7 +25,7 @@ PREFILL_TOKENS = 512
 # Rows of logits of one call.
 LOGIT_ROWS = 32
 
-# Mirror of a kernel constant (kernels/cpu/layer_mlp.py), checked by a test.
+# Mirror of a kernel constant (kernels/cpu/layer_experts.py), checked by a test.
 _GATHER_TOKENS = 64
 _LINE = 64
 
@@ -72,6 +74,9 @@ class ForwardPass:
         self._counters = np.zeros(24, np.int64)
         self._buffers = _Buffers()
         self._logit_rows = 1
+        self._experts: ExpertCache | None = None
+        # Tokens embedded since the last layer ran.
+        self._embedded = 0
         self._call: NDArray[Any] = np.zeros(1, CALL)
         self._allocate(ctx)
         self._call[0]["sketch_bits"] = sketch_bits
@@ -79,6 +84,10 @@ class ForwardPass:
     def connect(self, io_queue: int) -> None:
         """Say where single tokens ask for cells on disk: the address of a reader's queue."""
         self._call[0]["io_queue"] = io_queue
+
+    def use_cache(self, experts: ExpertCache) -> None:
+        """Say where the experts are that are not in memory."""
+        self._experts = experts
 
     @property
     def io_problem(self) -> int:
@@ -144,7 +153,9 @@ class ForwardPass:
         unit = 4 * groups + rows * int(c["query_bytes"]) + 4 * groups * (rows + 2) + 4096
         c["unit_private"], tile = tile, tile + unit
         gather = _GATHER_TOKENS * 4 * max(plan.hidden, width) if moes else 0
-        c["private_bytes"] = _round_up(max(tile, gather), 4096)
+        # Behind what is gathered: the experts that a thread waits for.
+        c["list_private"] = gather
+        c["private_bytes"] = _round_up(max(tile, gather + 4 * experts), 4096)
         c["private"] = take(self._backend.n_threads * int(c["private_bytes"]))
         c["logits"] = take(4 * self._vocab16)
         c["embed"], c["head"] = self._weights.embed, self._weights.head
@@ -186,7 +197,14 @@ class ForwardPass:
         c["least_share"] = limits.least_share
         c["n_chunks"], c["summed_chunks"] = limits.chunks, summed_chunks
         self._set_units(units)
-        return self._launch(layers, n, position, n_logits)
+        if self._experts is None:
+            return self._launch(layers, n, position, n_logits)
+        self._experts.begin(n)
+        start = time.perf_counter()
+        logits = self._launch(layers, n, position, n_logits)
+        if n == 1:
+            self._experts.end(time.perf_counter() - start)
+        return logits
 
     def _set_units(self, units: Units) -> None:
         c = self._call[0]
@@ -209,6 +227,8 @@ class ForwardPass:
         c["n_attended"], c["n_read_groups"], c["n_read_bytes"], c["n_routed"] = 0, 0, 0, 0
         c["io_problem"], c["now"] = 0, c["now"] + 1
         self._backend.forward(self._call.ctypes.data)
+        if self._experts is not None:
+            self._experts.check()
         return self._buffers.view(int(c["logits"]), (n_logits, self._vocab16))[:, : self._vocab]
 
     def _run_part(
@@ -230,6 +250,7 @@ class ForwardPass:
     ) -> None:
         """Embed tokens [T] into the residual stream, float32 [T, hidden], at most block_tokens."""
         self._tokens[: len(tokens)] = tokens
+        self._embedded += len(tokens)
         self._call[0]["embed_first"] = 1
         self._run_part(layers, 0, 0, residual, 0)
 
@@ -243,6 +264,9 @@ class ForwardPass:
     ) -> None:
         """Take T tokens of a prompt at positions position… through one layer, in place."""
         self._call[0]["embed_first"] = 0
+        if self._experts is not None and self._embedded:
+            self._experts.begin(self._embedded)
+        self._embedded = 0
         self._set_units(units)
         self._run_part(layers, layer, layer + 1, residual, position)
 

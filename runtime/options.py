@@ -9,6 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from hga.kvstore.route import Budget
 
@@ -23,6 +24,7 @@ _OFFERED = {
     "device": ("cpu",),
     "kv": ("auto", "ram", "disk"),
     "io": ("auto", "uring", "threads", "mmap"),
+    "expert_hints": ("auto", "on", "off"),
 }
 _LATER = {"device": ("cuda",)}
 
@@ -86,9 +88,11 @@ class Options:
     `prefill` how prompts attend (exact or hga), `kv` where keys and values lie (ram, disk, or
     auto: in memory if the budget holds them), `kv_dir` the folder for those on disk (None: one in
     the user's cache), `sessions_dir` that for named sessions (None: `kv_dir`, or one in the user's
-    state folder), `io` how the disk is read (auto, uring, threads or mmap), and `sketch_bits`
-    the bits per dimension of the sketches that routing reads (2, or 1 for half the index at some
-    loss).
+    state folder), `io` how the disk is read (auto, uring, threads or mmap), `expert_cache` the
+    bytes that hold experts of a mixture of experts (None: what the budget leaves, and no cache
+    where that holds them all), `expert_hints` whether the next layer's experts are read ahead (on,
+    off, or auto: while that is measured to help), and `sketch_bits` the bits per dimension of the
+    sketches that routing reads (2, or 1 for half the index at some loss).
     Raises OptionError on a value that this version cannot honour.
     """
 
@@ -104,9 +108,16 @@ class Options:
     kv_dir: Path | None = None
     sessions_dir: Path | None = None
     io: str = "auto"
+    expert_cache: int | None = None
+    expert_hints: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
-        for name, value in (("ctx", self.ctx), ("threads", self.threads), ("mem", self.mem)):
+        for name, value in (
+            ("ctx", self.ctx),
+            ("threads", self.threads),
+            ("mem", self.mem),
+            ("expert_cache", self.expert_cache),
+        ):
             if value is not None and value < 1:
                 raise OptionError(f"{name} is {value}: expected at least 1")
         require_available("attention", self.attention)
@@ -114,6 +125,7 @@ class Options:
         require_available("prefill", self.prefill)
         require_available("kv", self.kv)
         require_available("io", self.io)
+        require_available("expert_hints", self.expert_hints)
         if self.kv == "disk" and self.attention == "hga-paper":
             raise OptionError("attention 'hga-paper' reads every key: kv 'disk' cannot serve it")
         if self.sketch_bits not in (1, 2):

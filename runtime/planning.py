@@ -1,5 +1,6 @@
 """The memory bill of a model file under some options, before anything of it is loaded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hga.models.plan import ModelPlan
 
 from . import budget
 from .container import ModelFile
+from .expert_budget import ExpertPlacement, place_experts
 from .options import Options
 from .placement import Placement, place
 
@@ -27,30 +29,27 @@ def geometry_of(plan: ModelPlan, sketch_bits: int) -> Geometry:
     )
 
 
-def place_model(model: ModelFile, geometry: Geometry, ctx: int, options: Options) -> Placement:
-    """Where keys and values of a context go, and the bill."""
+def place_model(
+    model: ModelFile, geometry: Geometry, ctx: int, options: Options
+) -> ExpertPlacement:
+    """Where experts, keys and values of a context go, and the bill."""
     import psutil
 
-    fixed = [
-        budget.BillLine("weights", sum(segment.nbytes for segment in model.segments)),
-        budget.BillLine("runtime and scratch", _RUNTIME_BYTES),
-    ]
+    free = psutil.virtual_memory().available
+    fixed = [budget.BillLine("runtime and scratch", _RUNTIME_BYTES)]
     kv = options.kv
     if options.attention == "hga-paper":
         # It reads every key when a chunk closes.
         fixed.append(budget.BillLine("chunk summaries", geometry.summary_bytes(ctx), True))
         kv = "ram"
-    return place(
-        geometry,
-        tuple(layer.attention.window for layer in model.plan.layers),
-        ctx,
-        model.plan.hidden,
-        Router(options.attention, Budget.parse(options.budget)),
-        fixed,
-        kv,
-        options.mem,
-        psutil.virtual_memory().available,
-    )
+    windows = tuple(layer.attention.window for layer in model.plan.layers)
+    router = Router(options.attention, Budget.parse(options.budget))
+
+    def place_kv(lines: Sequence[budget.BillLine]) -> Placement:
+        hidden = model.plan.hidden
+        return place(geometry, windows, ctx, hidden, router, lines, kv, options.mem, free)
+
+    return place_experts(model, options, fixed, place_kv, free)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +68,6 @@ def plan_memory(path: Path, options: Options) -> MemoryPlan:
     with ModelFile.open(path) as model:
         ctx = options.ctx or model.plan.ctx_train
         geometry = geometry_of(model.plan, options.sketch_bits)
-        placement = place_model(model, geometry, ctx, options)
+        placement = place_model(model, geometry, ctx, options).kv
         disk = geometry.kv_bytes(ctx) + geometry.sketch_bytes(ctx) if placement.on_disk else 0
         return MemoryPlan(model.plan.architecture, ctx, placement, disk)

@@ -1,5 +1,6 @@
-"""A prompt whose keys and values go to disk: it passes layer by layer, so that every layer reads
-its earlier pages once, however long the prompt is. A token's arithmetic is that in memory."""
+"""A prompt of a model whose keys and values, or experts, lie on disk: it passes layer by layer, so
+that every layer reads its earlier pages and its experts once, however long the prompt is. A token's
+arithmetic is that in memory."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hga.kvstore.arena import RamArena
 from hga.kvstore.geometry import CHUNK_TOKENS
 from hga.kvstore.route import Units
 from hga.kvstore.stage import Stage
@@ -31,12 +33,34 @@ def cuts(position: int, n_tokens: int, step: int) -> list[tuple[int, int]]:
     return ranges
 
 
+class InMemory:
+    """What a Stage is, for keys and values in memory: the arena's own tables."""
+
+    def __init__(self, arena: RamArena, position: int, end: int) -> None:
+        arena.reserve(end)
+        self._arena, self._position = arena, position
+
+    def layer(self, layer: int) -> NDArray[np.int64]:
+        """A layer's table of cells, int64 [G, cells]."""
+        return self._arena.cells[layer]
+
+    def end_layer(self, layer: int) -> None:
+        """Nothing: the cells are where they stay."""
+
+    def finish(self) -> None:
+        """Nothing: the positions are part of the arena."""
+
+    def abandon(self) -> None:
+        """Give back what was reserved."""
+        self._arena.shrink(self._position)
+
+
 def pass_layers(
     forward: ForwardPass,
     layers: NDArray[Any],
     ids: Sequence[int],
     position: int,
-    stage: Stage,
+    stage: Stage | InMemory,
     units: Units,
     advance: Callable[[float], None],
 ) -> NDArray[np.float32]:

@@ -17,10 +17,12 @@ from hga.kvstore.geometry import CHUNK_TOKENS
 from hga.kvstore.route import EVERYTHING, PREFILLS, RULES, Budget, Route, Router
 from hga.kvstore.stage import Stage
 
+from .expert_reads import ExpertReads
 from .forward import LOGIT_ROWS
+from .layer_records import with_cells
 from .marks import DECODED, FIRST_OF_A_CALL
 from .placement import SEGMENT_TOKENS
-from .prompt import check_ids, cuts, pass_layers
+from .prompt import InMemory, check_ids, cuts, pass_layers
 from .session_types import ContextError, Logits, StopReason, TokenSampler
 from .turn_stats import TurnStats
 
@@ -45,18 +47,11 @@ class Session:
         self.stats = TurnStats()
         self.stop_reason: StopReason | None = None
         self._arena = arena
-        self._layers = engine.weights.layers.copy()
-        if isinstance(arena, DiskArena):
-            for i, shape in enumerate(engine.geometry.layers):
-                if shape.routed:
-                    self._layers[i]["residency"] = arena.frames.records[i : i + 1].ctypes.data
-        for i, sketches in enumerate(self._arena.sketches):
-            self._layers[i]["cells"] = self._arena.cells[i].ctypes.data
-            self._layers[i]["cell_row"] = self._arena.cells[i].strides[0]
-            if sketches is not None:
-                self._layers[i]["sketches"] = sketches.ctypes.data
-                self._layers[i]["head_bytes"] = sketches.strides[0]
+        self._layers = with_cells(engine.weights.layers, arena)
         self._disk = arena.reads if isinstance(arena, DiskArena) else ReadCounts()
+        self._expert_reads = engine.experts.reads if engine.experts else ExpertReads()
+        # So that a layer's pages, or experts, that are not in memory are read once a prompt.
+        self._by_layers = self.on_disk or engine.experts is not None
         self._logits: Logits = np.zeros(0, np.float32)
         # Chunks whose summaries, of the published rule, are up to date.
         self._summed_chunks = 0
@@ -174,12 +169,13 @@ class Session:
         self.marks += bytes((mark,)).ljust(len(ids), b"\0")
 
     def _pass_layers(
-        self, ids: Sequence[int], arena: DiskArena, advance: Callable[[float], None]
+        self, ids: Sequence[int], advance: Callable[[float], None] = lambda share: None
     ) -> NDArray[np.float32]:
-        """Take tokens through the layers of an arena on disk; the timeline grows by them. Returns
-        the residual stream, float32 [T, hidden]."""
-        position = len(self.tokens)
-        stage = Stage(arena, position, position + len(ids))
+        """Take tokens through one layer after the other; the timeline grows by them. Returns the
+        residual stream, float32 [T, hidden]."""
+        position, arena = len(self.tokens), self._arena
+        kind = Stage if isinstance(arena, DiskArena) else InMemory
+        stage = kind(arena, position, position + len(ids))  # type: ignore[arg-type]
         try:
             units = PREFILLS[self._prefill]
             residual = pass_layers(
@@ -191,7 +187,7 @@ class Session:
             raise
         self._extend(ids, FIRST_OF_A_CALL)
         self.stats.kv_bytes = arena.allocated_bytes
-        self._count_disk(arena)
+        self._count_disk()
         return residual
 
     def _head(self, residual: NDArray[np.float32]) -> Logits:
@@ -208,8 +204,8 @@ class Session:
         """
         self._check_room(len(token_ids))
         check_ids(token_ids, self._engine.plan.vocab_size)
-        if isinstance(self._arena, DiskArena):
-            self._feed_to_disk(token_ids, self._arena, progress)
+        if self._by_layers:
+            self._feed_by_layers(token_ids, progress)
             return
         start, total = time.perf_counter(), len(token_ids)
         for first, end in cuts(len(self.tokens), total, self._forward.block_tokens):
@@ -224,11 +220,8 @@ class Session:
             if progress is not None:
                 progress(end, total)
 
-    def _feed_to_disk(
-        self,
-        token_ids: Sequence[int],
-        arena: DiskArena,
-        progress: Callable[[int, int], None] | None,
+    def _feed_by_layers(
+        self, token_ids: Sequence[int], progress: Callable[[int, int], None] | None
     ) -> None:
         total = len(token_ids)
         for first in range(0, total, SEGMENT_TOKENS):
@@ -238,7 +231,7 @@ class Session:
                 if progress is not None and share < 1:
                     progress(first + int(share * n), total)
 
-            residual = self._pass_layers(part, arena, advance)
+            residual = self._pass_layers(part, advance)
             self.stats.prompt_tokens += len(part)
             if first + len(part) == total:
                 self._logits = self._head(residual[-1:])[0].copy()
@@ -253,7 +246,7 @@ class Session:
         start = time.perf_counter()
         self._recalls[:] = 1
         if isinstance(self._arena, DiskArena) and self._attention == "dense":
-            residual = self._pass_layers((token,), self._arena, lambda share: None)
+            residual = self._pass_layers((token,))
             logits = self._head(residual)
         else:
             logits = self._run((token,), 1, self._attention != "dense")
@@ -266,8 +259,7 @@ class Session:
     def _count_reads(self) -> None:
         """Add what the token just decoded read to the counters."""
         stats, forward, geometry = self.stats, self._forward, self._engine.geometry
-        if isinstance(self._arena, DiskArena):
-            self._count_disk(self._arena)
+        self._count_disk()
         stats.attended += forward.attended / len(self._layers)
         stats.read_bytes += forward.read_bytes
         if forward.routed_layers and self._attention == "hga-paper":
@@ -281,9 +273,13 @@ class Session:
             stats.recalled += float(np.concatenate(rows).mean())
             stats.recall_tokens += 1
 
-    def _count_disk(self, arena: DiskArena) -> None:
-        before, self._disk = self._disk, arena.reads
-        self.stats.count_disk(before, self._disk)
+    def _count_disk(self) -> None:
+        if isinstance(self._arena, DiskArena):
+            before, self._disk = self._disk, self._arena.reads
+            self.stats.count_disk(before, self._disk)
+        if self._engine.experts is not None:
+            earlier, self._expert_reads = self._expert_reads, self._engine.experts.reads
+            self.stats.count_experts(self._expert_reads - earlier, alone=not self.on_disk)
 
     def generate(
         self, sampler: TokenSampler, max_tokens: int, stop_ids: Collection[int]
@@ -318,10 +314,10 @@ class Session:
                 yield self.step(token)[None]
             return
         check_ids(token_ids, self._engine.plan.vocab_size)
-        if isinstance(self._arena, DiskArena):
+        if self._by_layers:
             for first in range(0, len(token_ids), SEGMENT_TOKENS):
                 part = token_ids[first : first + SEGMENT_TOKENS]
-                residual = self._pass_layers(part, self._arena, lambda share: None)
+                residual = self._pass_layers(part)
                 for at in range(0, len(part), LOGIT_ROWS):
                     logits = self._head(residual[at : at + LOGIT_ROWS])
                     self._logits = logits[-1].copy()
@@ -380,8 +376,8 @@ class Session:
         if ids:
             decoded = marks[first] == DECODED
             self.truncate(first)
-            if isinstance(self._arena, DiskArena) and not decoded:
-                logits = self._head(self._pass_layers(ids, self._arena, lambda share: None)[-1:])
+            if self._by_layers and not decoded:
+                logits = self._head(self._pass_layers(ids)[-1:])
             else:
                 logits = self._run(ids, 1, decoded)
             self._logits = logits[0].copy()

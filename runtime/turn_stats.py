@@ -1,8 +1,10 @@
 """What a session counts from one reset to the next."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hga.kvstore.disk_arena import ReadCounts
+
+from .expert_reads import ExpertReads
 
 
 @dataclass(slots=True)
@@ -25,8 +27,17 @@ class TurnStats:
     cell_reads: int = 0
     disk_bytes: int = 0
     stall_s: float = 0.0
+    # Of prompts and decoded tokens, where experts lie on disk.
+    experts: ExpertReads = field(default_factory=ExpertReads)
     recalled: float = 0.0
     recall_tokens: int = 0
+
+    def count_experts(self, reads: ExpertReads, alone: bool) -> None:
+        """Add what experts cost; alone: nothing else is read, so that no one counts the disk."""
+        self.experts += reads
+        if alone:
+            self.disk_bytes += reads.read_bytes
+            self.stall_s += reads.stall_s
 
     def count_disk(self, before: ReadCounts, now: ReadCounts) -> None:
         """Add the reads between two counts."""
@@ -45,6 +56,11 @@ class TurnStats:
         """Share of the cells of decoded tokens that lay in memory; None where all of them do."""
         asked = self.cell_hits + self.cell_reads
         return self.cell_hits / asked if asked else None
+
+    @property
+    def expert_hit_rate(self) -> float | None:
+        """Share of the uses of experts that cost no read; None where all lie in memory."""
+        return self.experts.hit_rate
 
     @property
     def mass_recall(self) -> float | None:

@@ -20,10 +20,14 @@ _FP8 = FORMATS["fp8"].code
 
 
 class Weights:
-    """LAYER and MATRIX records over an open ModelFile, which must stay open."""
+    """LAYER and MATRIX records over an open ModelFile, which must stay open.
 
-    def __init__(self, model: ModelFile) -> None:
+    With cached_experts the tables of experts are left to ExpertCache (runtime/experts.py).
+    """
+
+    def __init__(self, model: ModelFile, cached_experts: bool = False) -> None:
         self.plan: ModelPlan = model.plan
+        self._cached_experts = cached_experts
         self._model = model
         # Views and tables that the records point into.
         self._keep: list[Any] = []
@@ -86,6 +90,19 @@ class Weights:
 
     def _fill_experts(self, record: Any, moe: MoePlan, prefix: str) -> None:
         record["router"] = self._matrix(prefix + "router")
+        if self._cached_experts:
+            for name in ("gate", "up", "down"):
+                # All experts of a layer are alike: the container has checked it.
+                record[name] = self._shape(f"{prefix}experts.0.{name}")
+        else:
+            self._fill_table(record, moe, prefix)
+        # Gathered activations are either values or codes, for both.
+        if (record["gate"]["code"] > _FP8) != (record["up"]["code"] > _FP8):
+            raise UnsupportedError(f"{prefix}experts: gate and up mix float and integer formats")
+        record["n_experts"], record["n_used"] = moe.n_experts, moe.n_experts_used
+        record["norm_topk"] = int(moe.norm_topk)
+
+    def _fill_table(self, record: Any, moe: MoePlan, prefix: str) -> None:
         table = np.zeros((moe.n_experts, 3), np.int64)
         for column, name in enumerate(("gate", "up", "down")):
             for expert in range(moe.n_experts):
@@ -97,10 +114,12 @@ class Weights:
                         f"{prefix}experts.{expert}.{name} has another format than expert 0's"
                     )
                 table[expert, column] = matrix["tiles"]
-        # Gathered activations are either values or codes, for both.
-        if (record["gate"]["code"] > _FP8) != (record["up"]["code"] > _FP8):
-            raise UnsupportedError(f"{prefix}experts: gate and up mix float and integer formats")
         self._keep.append(table)
         record["experts"] = table.ctypes.data
-        record["n_experts"], record["n_used"] = moe.n_experts, moe.n_experts_used
-        record["norm_topk"] = int(moe.norm_topk)
+
+    def _shape(self, role: str) -> Any:
+        """A matrix whose tiles are elsewhere."""
+        tensor = self._model.record(role)
+        rows, cols = tensor.shape
+        fmt = FORMATS[tensor.format]
+        return np.array((0, fmt.code, fmt.group_bytes(cols), rows, cols), MATRIX)

@@ -29,7 +29,7 @@ def reply_json(reply: Reply, session: "Session", engine: "Engine") -> dict[str, 
         "peak_rss": peak_rss(),
         "kv_bytes": session.kv_bytes,
         "read_bytes": session.stats.read_bytes,
-        "expert_hit_rate": None,
+        "expert_hit_rate": _rounded(session.stats.expert_hit_rate),
         "kv_hit_rate": _rounded(session.stats.kv_hit_rate),
         "io": engine.io,
         "backend": engine.backend,
@@ -55,8 +55,11 @@ def turn_line(reply: Reply, session: "Session", engine: "Engine") -> str:
     if stats.read_bytes:
         parts.append(f"read {size(stats.read_bytes)}")
     if stats.kv_hit_rate is not None:
-        parts.append(f"{100 * stats.kv_hit_rate:.1f} % in memory")
-        parts.append(f"disk {size(stats.disk_bytes)}")
+        parts.append(f"{100 * stats.kv_hit_rate:.0f} % of it in memory")
+    if stats.expert_hit_rate is not None:
+        parts.append(f"experts {100 * stats.expert_hit_rate:.0f} % in memory")
+    if stats.disk_bytes:
+        parts.append(f"{size(stats.disk_bytes)} from disk")
     budget = engine.options.mem
     memory = f"memory {size(engine.resident_bytes())}"
     parts.append(memory if budget is None else f"{memory} of {size(budget)}")

@@ -141,6 +141,16 @@ MEM = Flag(
     "memory for weights, KV, indices and scratch together, such as 6g (default: no limit)",
     "SIZE", "model",
 )  # fmt: skip
+EXPERT_CACHE = Flag(
+    "expert_cache", ("--expert-cache",), _size,
+    "memory for experts of a mixture of experts, such as 2g (default: what --mem leaves)",
+    "SIZE", "model",
+)  # fmt: skip
+EXPERT_HINTS = Flag(
+    "expert_hints", ("--expert-hints",), _offered("expert_hints"),
+    "read the next layer's experts ahead: on, off, or auto: while that is measured to help "
+    "(default: auto)", "HOW", "model", default="auto",
+)  # fmt: skip
 DEVICE = Flag(
     "device", ("--device",), _offered("device"), "cpu", "DEVICE", "model", default="cpu"
 )  # fmt: skip
@@ -160,7 +170,7 @@ KV_DIR = Flag(
     "folder of saved conversations, and of keys and values on disk (default: hga/sessions in the "
     "state folder, hga/kv in the cache folder)", "DIR", "model",
 )  # fmt: skip
-ENGINE = (MODEL, CTX, THREADS, MEM, DEVICE, GEMMA)
+ENGINE = (MODEL, CTX, THREADS, MEM, EXPERT_CACHE, EXPERT_HINTS, DEVICE, GEMMA)
 OUTPUT = (QUIET, VERBOSE)
 
 SAMPLING = (
@@ -240,7 +250,9 @@ SESSIONS_FORK = (
     *OUTPUT,
 )
 
-_EVAL_ENGINE = (MODEL, THREADS, MEM, DEVICE, GEMMA, SKETCH_BITS)
+_EVAL_ENGINE = (
+    MODEL, THREADS, MEM, EXPERT_CACHE, EXPERT_HINTS, DEVICE, GEMMA, SKETCH_BITS,
+)  # fmt: skip
 
 
 def _lengths(about: str) -> Flag:
@@ -341,7 +353,8 @@ EVAL_RULER = (
 
 _counts = list_of(whole(0, 1 << 30))
 BENCH = (
-    MODEL, THREADS, MEM, DEVICE, GEMMA, ATTENTION, BUDGET, PREFILL, SKETCH_BITS,
+    MODEL, THREADS, MEM, EXPERT_CACHE, EXPERT_HINTS, DEVICE, GEMMA, ATTENTION, BUDGET, PREFILL,
+    SKETCH_BITS,
     Flag("n_prompt", ("-p", "--n-prompt"), _counts, "tokens to prefill (default: 512)", "N,N",
          "tests", default=(512,)),
     Flag("n_gen", ("-n", "--n-gen"), whole(0, 1 << 30), "tokens to decode (default: 128)", "N",

@@ -86,6 +86,8 @@ def engine_options(values: argparse.Namespace) -> "Options":
         io=getattr(values, "io", "auto"),
         kv_dir=None if kv_dir is None else Path(kv_dir).expanduser(),
         sessions_dir=sessions_folder(kv_dir),
+        expert_cache=getattr(values, "expert_cache", None),
+        expert_hints=getattr(values, "expert_hints", "auto"),
     )
 
 

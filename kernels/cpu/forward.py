@@ -16,7 +16,8 @@ from .layer_attention import (
     rotate_and_append,
     row_bytes,
 )
-from .layer_mlp import dense_mlp, expert_mlp, matmul
+from .layer_experts import expert_mlp
+from .layer_mlp import dense_mlp, matmul
 from .params import CALL, LAYER
 from .simd import load_scalar_i64
 from .sync import as_pointer, atomic_store, barrier, share
@@ -119,7 +120,8 @@ def forward(thread: Any, n: Any, params: Any) -> None:
         _norm_rows(c, layer.mlp_norm, t0, t1)
         phase = barrier(c.barrier, n, phase)
         if layer.n_experts > 0:
-            phase = expert_mlp(c, layer, thread, n, phase, private)
+            following = layers[min(i + 1, c.last_layer - 1)]
+            phase = expert_mlp(c, layer, following, thread, n, phase, private)
         else:
             phase = dense_mlp(c, layer, thread, n, phase)
         _add_branch(c, layer.post_mlp_norm, t0, t1)

@@ -11,6 +11,7 @@ import errno
 from numba import njit
 
 from .io_slots import (
+    BLOB,
     CANCELLED,
     CLOCK,
     CLOCK_ID,
@@ -77,7 +78,7 @@ from .system_calls import (
 )
 
 # For callers of `push` and readers of tickets.
-__all__ = ["HINT", "MORE", "NOTHING", "PENDING", "READ", "VERIFY"]
+__all__ = ["BLOB", "HINT", "MORE", "NOTHING", "PENDING", "READ", "VERIFY"]
 
 _ECANCELED, _EBADF, _EINVAL = errno.ECANCELED, errno.EBADF, errno.EINVAL
 _MS = 1_000_000
@@ -101,7 +102,8 @@ def push(
     """Ask for n_bytes at an offset of a file; everything is int64, dest and ticket are addresses.
 
     flags: HINT (not needed yet), VERIFY (n_bytes, a multiple of 256, are one cell with this sum,
-    uint32, and seed, uint64 as int64), MORE (other requests follow at once, then `kick`).
+    uint32, and seed, uint64 as int64), BLOB (the first `seed` of the n_bytes have this XXH3, uint64
+    as int64), MORE (other requests follow at once, then `kick`).
     The ticket becomes PENDING and later READ or an error. False where nothing was queued: a hint
     that found no room leaves its ticket at NOTHING; after an error (a closed queue or file) the
     ticket says which. A demand that finds no room reads other requests until there is some.
@@ -167,6 +169,21 @@ def promote(queue: int, ticket: int) -> bool:
         make_demand(queue, slot)
     unlock(queue)
     return bool(slot != 0)
+
+
+@njit(**JIT)
+def withdraw(queue: int, ticket: int) -> bool:
+    """Drop a hint that is still queued; its ticket becomes NOTHING. Whether it was."""
+    lock(queue)
+    slot = find_ticket(queue, ticket)
+    found = bool(slot != 0 and get(slot + FLAGS) & HINT)
+    if found:
+        dequeue(queue, slot)
+        atomic_store(ticket, NOTHING)
+        release(queue, slot)
+        count(queue + CANCELLED, 1)
+    unlock(queue)
+    return found
 
 
 @njit(**JIT)

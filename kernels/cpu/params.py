@@ -36,6 +36,9 @@ LAYER = np.dtype(
     + _fields(_I, "cells cell_row sketches head_bytes summaries summary_bytes recall")
     # RESIDENCY of a layer whose cells lie on disk, 0: every cell is in memory
     + _fields(_I, "residency")
+    # EXPERTS of a layer whose experts lie on disk, 0: all are in memory; the number of the layer;
+    # where gate, up and down begin in a blob, and its bytes without what fills its last page
+    + _fields(_I, "cache layer_number gate_at up_at down_at blob_bytes")
     + _fields(_F, "scale")
 )
 
@@ -48,6 +51,24 @@ RESIDENCY = np.dtype(
     _fields(_I, "n_heads cell_bytes n_frames frames stamps owners tickets hands counters")
     + _fields(_I, "n_overflow overflow overflow_tickets overflow_owners overflow_counts")
     + _fields(_I, "problem places sums")
+)
+
+# The cache of experts, one for all layers (kernels/cpu/expert_cache.py). slots: [n_slots] of
+# slot_bytes, stamps, owners, tickets: int64 [n_slots]: the last wave that used a slot, its expert
+# (layer_number * n_experts + expert, -1: none), its read. By expert: table int64: slot + 1 or 0;
+# scores float64; places int64 [2]: offset in the file, XXH3. counters: int64 [L][8].
+# addresses: int64 [n_experts][3] and landings: int64 [n_experts], of the layer at hand: parts of
+# the blobs and addresses of tickets. ends: int64 [2]. time: of the call, in tokens times `rate`;
+# weight: what a token of the call counts.
+EXPERTS = np.dtype(
+    _fields(_I, "n_slots slots slot_bytes stamps owners tickets table scores places file n_experts")
+    + _fields(_I, "counters addresses landings ends wave in_use kept last_layer problem stall_ns")
+    # guesses about the next layer: ranks asked for (0: none), int64 [n_experts] slots that were,
+    # experts expected; scratch: a row of activations as of the next layer, logits, choice
+    + _fields(_I, "hints hinted n_hinted expected n_expected expected_layer")
+    + [("guess", ROWS)]
+    + _fields(_I, "guess_logits guess_weights")
+    + _fields(_F, "time weight")
 )
 
 CALL = np.dtype(
@@ -87,8 +108,8 @@ CALL = np.dtype(
     # routing scratch: sketched queries, float32 rows of score_bytes, int32 rows of group_bytes,
     # int64 counts
     + _fields(_I, "queries query_bytes scores score_bytes groups group_bytes counts partials")
-    # private scratch: address of thread 0's, bytes per thread
-    + _fields(_I, "private private_bytes")
+    # private scratch: address of thread 0's, bytes per thread, offset of a list of experts
+    + _fields(_I, "private private_bytes list_private")
     # least_share: of the mass, that a group must have where the number of groups is open;
     # n_attended: tokens attended, summed over layers, mean over heads; unit_share: of the past,
     # chosen for a unit of a prompt

@@ -9,7 +9,7 @@ import pytest
 from hga.kernels import ops
 from hga.kernels.formats import FORMATS
 from hga.kvstore import geometry, route
-from hga.runtime import forward, weights
+from hga.runtime import experts, forward, weights
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -19,9 +19,9 @@ def kernels(kernel_cache: Path) -> None:
 
 
 def test_forward_pass() -> None:
-    from hga.kernels.cpu import layer_mlp, scratch, simd_tile, sketch
+    from hga.kernels.cpu import layer_experts, scratch, simd_tile, sketch
 
-    assert forward._GATHER_TOKENS == layer_mlp.GATHER_TOKENS
+    assert forward._GATHER_TOKENS == layer_experts.GATHER_TOKENS
     assert simd_tile.BLOCK_ROWS <= scratch.MAX_BLOCK_ROWS
     assert scratch.MAX_HEAD_DIM == sketch.MAX_HEAD_DIM
 
@@ -56,6 +56,14 @@ def test_weights() -> None:
     assert weights._FP8 == tiles.FP8
 
 
+def test_experts() -> None:
+    from hga.kernels.cpu import blob_sum, expert_cache, io_read
+
+    assert experts.COUNTERS == expert_cache.COUNTERS
+    assert experts._DAMAGED == (io_read.WRONG_SUM, io_read.SHORT_FILE)
+    assert experts._SHORT_BYTES == blob_sum.SHORT_BYTES
+
+
 def test_parameter_blocks_are_words() -> None:
     from hga.kernels.cpu import params
 
@@ -65,5 +73,5 @@ def test_parameter_blocks_are_words() -> None:
             return 1
         return sum(words(field[0]) for field in kind.fields.values())
 
-    for block in (params.CALL, params.LAYER, params.MATRIX, params.ROWS):
+    for block in (params.CALL, params.EXPERTS, params.LAYER, params.MATRIX, params.ROWS):
         assert block.itemsize == 8 * words(block), "no padding between fields"

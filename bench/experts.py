@@ -1,0 +1,133 @@
+"""Decoding with experts on disk: tokens per second against what the drive allows.
+
+    python bench/experts.py MODEL.hga --mem 4g [--tokens 64] [--hints on|off|auto] [--ctx 4096]
+
+The drive is measured first: reads of whole experts at random, past the page cache, through the same
+reader. Then tokens are sampled (bench/synthetic.py: random tokens would choose experts without
+locality) after a warm-up, and what they read over that bandwidth is the time that the drive takes.
+Prints one JSON object.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hga.kvstore.reader import Reader, Request, aligned_bytes
+from hga.runtime import Engine, Options, Session
+from hga.runtime.experts import blob_bytes
+from hga.runtime.options import parse_size, parse_tokens
+from hga.tools.bench import memory_bandwidth, weight_bytes
+
+
+def drive_bandwidth(engine: Engine, seconds: float = 2.0, at_once: int = 8) -> float:
+    """Bytes per second of reads of random experts, so many at a time."""
+    random, size = np.random.default_rng(0), blob_bytes(engine.model)
+    blobs = [s for s in engine.model.segments if ".experts." in s.name]
+    memory = aligned_bytes(size * at_once)
+    done, begin = 0, time.perf_counter()
+    with Reader.open(engine.options.io) as reader:
+        file = reader.add_file(engine.model.fileno)
+        while time.perf_counter() - begin < seconds:
+            picks = random.choice(len(blobs), at_once, replace=False)
+            wanted = [
+                Request(file, blobs[b].offset, size, memory.ctypes.data + i * size)
+                for i, b in enumerate(picks)
+            ]
+            reader.wait(wanted, reader.submit(wanted))
+            done += size * at_once
+    return done / (time.perf_counter() - begin)
+
+
+def decode(session: Session, n_tokens: int, random: np.random.Generator) -> list[float]:
+    """Sample n_tokens at temperature 1; the seconds of each."""
+    seconds = []
+    for _ in range(n_tokens):
+        noise = random.gumbel(size=len(session.logits))
+        token = int(np.argmax(session.logits + noise))
+        begin = time.perf_counter()
+        session.step(token)
+        seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
+def _charged(pid: str = "self") -> dict[str, int]:
+    """Memory of this process in bytes, as the system counts it."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    found = dict(line.split(":", 1) for line in lines if line.startswith(("VmHWM", "VmRSS")))
+    return {name: int(text.split()[0]) * 1024 for name, text in found.items()}
+
+
+def run(values: argparse.Namespace) -> dict[str, Any]:
+    options = Options(
+        ctx=values.ctx,
+        mem=values.mem,
+        threads=values.threads,
+        io=values.io,
+        expert_cache=values.expert_cache,
+        expert_hints=values.hints,
+    )
+    random = np.random.default_rng(values.seed)
+    with Engine.open(values.model, options) as engine:
+        cache = engine.experts
+        if cache is None:
+            raise SystemExit("all experts are in memory: a smaller --mem is needed")
+        drive, memory = drive_bandwidth(engine), memory_bandwidth(engine._backend.n_threads)
+        with engine.session() as session:
+            session.feed(random.integers(0, engine.plan.vocab_size, values.prompt).tolist())
+            decode(session, values.warm, random)
+            before = cache.reads
+            seconds = decode(session, values.tokens, random)
+            reads = cache.reads - before
+        n, total = len(seconds), sum(seconds)
+        best = statistics.quantiles(seconds, n=10)[0]
+        io_s, compute_s = reads.read_bytes / n / drive, weight_bytes(engine) / memory
+        return {
+            "mem": values.mem,
+            "slots": cache.n_slots,
+            "slots_of": len([s for s in engine.model.segments if ".experts." in s.name]),
+            "drive_gb_s": round(drive / 1e9, 2),
+            "memory_gb_s": round(memory / 1e9, 1),
+            "tokens": n,
+            "tokens_per_s": round(n / total, 3),
+            "median_ms": round(1e3 * statistics.median(seconds), 1),
+            "fast_tenth_ms": round(1e3 * best, 1),
+            "io_bound_tokens_per_s": round(1 / io_s, 3) if io_s else None,
+            "of_io_bound": round(n / total * io_s, 3) if io_s else None,
+            "memory_bound_tokens_per_s": round(1 / compute_s, 2),
+            "of_memory_bound": round(n / total * compute_s, 3),
+            "of_memory_bound_fast_tenth": round(compute_s / best, 3),
+            "hit_rate": round(reads.hit_rate or 0, 4),
+            "read_mb_per_token": round(reads.read_bytes / n / 1e6, 1),
+            "stall_share": round(reads.stall_s / total, 3),
+            "recall": reads.recall,
+            "precision": reads.precision,
+            "hints": reads.hints,
+            "foreseen": reads.foreseen,
+            **_charged(),
+            "bill": sum(line.n_bytes for line in engine.bill()),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="decoding with experts on disk")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--mem", type=parse_size)
+    parser.add_argument("--expert-cache", type=parse_size)
+    parser.add_argument("--ctx", type=parse_tokens, default=4096)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--warm", type=int, default=64)
+    parser.add_argument("--prompt", type=int, default=1)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--hints", default="auto")
+    parser.add_argument("--io", default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+    print(json.dumps(run(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()
