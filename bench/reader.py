@@ -1,8 +1,8 @@
 """Cold random reads of small cells by every way the reader knows, and the drive's own bandwidth.
 
-Prints the drive's sequential rate first, then a row per way, size and number of threads (the best
-and the median of several repetitions), then one JSON line. The file is thrown out of the page cache
-before every repetition, and that is verified (mincore); nobody but the I/O threads reads.
+Prints the drive's sequential rate, a row per way, size and number of threads (the median and the
+best of several repetitions, taken in turns), and one JSON line. The file is thrown out of the page
+cache before every repetition, which is verified (mincore); nobody but the I/O threads reads.
 
     python bench/reader.py [--file PATH] [--gib 4] [--cells 2000] [--reps 5]
 """
@@ -77,59 +77,52 @@ def read_all(reader: Any, table: np.ndarray, tickets: np.ndarray) -> tuple[float
     return seconds, cpu
 
 
-def measure(path: Path, way: str, n_threads: int, direct: bool, sizes: list[tuple[int, int]], reps):
-    """Per (bytes, requests): a row of figures, or a reason why there is none. One request of a
-    sequential row follows the other."""
-    from hga.kvstore.reader import Reader, aligned_bytes
+def measure(
+    path: Path, way: str, n_threads: int, direct: bool, n_bytes: int, n: int, seed: int
+) -> tuple[float, float] | str:
+    """Seconds and processor seconds of n cold reads; a reason where the way cannot be had.
 
-    rows = []
+    Reads of PIECE bytes follow one another, smaller ones lie anywhere.
+    """
+    from hga.kvstore.memory import aligned_zeros
+    from hga.kvstore.reader import Reader
+
     with Reader.open(way, n_threads=n_threads, merge_bytes=0) as reader:
         index = reader.add_file(path, direct)
         if reader.notices:
-            return [{"way": way, "refused": reader.notices}]
-        for n_bytes, n in sizes:
-            tickets, results = np.zeros(n, np.int64), []
-            out = aligned_bytes(n * n_bytes)
-            # Backed before it is timed: a page of zeros costs as much as a read of one.
-            out[:] = 0
-            for rep in range(reps):
-                places = np.arange(n)
-                if n_bytes < PIECE:
-                    total = path.stat().st_size // n_bytes
-                    places = np.random.default_rng(rep).choice(total, n, replace=False)
-                table = np.zeros((n, 8), np.int64)
-                table[:, 0], table[:, 1], table[:, 2] = index, places * n_bytes, n_bytes
-                table[:, 3] = out.ctypes.data + n_bytes * np.arange(n)
-                table[:, 4] = tickets.ctypes.data + 8 * np.arange(n)
-                file = reader.file(index)
-                if file.mapped is not None:
-                    # A page that is mapped stays in the cache.
-                    file.mapped.madvise(mmap.MADV_DONTNEED)
-                drop(path)
-                results.append(read_all(reader, table, tickets))
-            seconds = [s for s, _ in results]
-            best, median = min(seconds), statistics.median(seconds)
-            cpu = statistics.median(c / s for s, c in results)
-            rows.append(
-                {
-                    "way": way,
-                    "threads": n_threads,
-                    "direct": direct,
-                    "bytes": n_bytes,
-                    "gb_s": n * n_bytes / median / 1e9,
-                    "gb_s_best": n * n_bytes / best / 1e9,
-                    "iops": n / median,
-                    "cpu_percent": 100 * cpu,
-                }
-            )
-    return rows
+            return reader.notices[0]
+        out, tickets = aligned_zeros(n * n_bytes), np.zeros(n, np.int64)
+        # Backed before it is timed: a new page of memory costs as much as a read of one.
+        out[:] = 0
+        places = np.arange(n)
+        if n_bytes < PIECE:
+            total = path.stat().st_size // n_bytes
+            places = np.random.default_rng(seed).choice(total, n, replace=False)
+        table = np.zeros((n, 8), np.int64)
+        table[:, 0], table[:, 1], table[:, 2] = index, places * n_bytes, n_bytes
+        table[:, 3] = out.ctypes.data + n_bytes * np.arange(n)
+        table[:, 4] = tickets.ctypes.data + 8 * np.arange(n)
+        drop(path)
+        return read_all(reader, table, tickets)
+
+
+def figures(results: list[tuple[float, float]], n_bytes: int, n: int) -> dict[str, float]:
+    """Rates of repetitions."""
+    seconds = [s for s, _ in results]
+    return {
+        "gb_s": n * n_bytes / statistics.median(seconds) / 1e9,
+        "gb_s_best": n * n_bytes / min(seconds) / 1e9,
+        "iops": n / statistics.median(seconds),
+        "cpu_percent": 100 * statistics.median(c / s for s, c in results),
+    }
 
 
 def latency(path: Path, reps: int) -> float:
     """Median microseconds of one cold read of 8 KiB that a thread waits for, nothing else going."""
-    from hga.kvstore.reader import Reader, aligned_bytes
+    from hga.kvstore.memory import aligned_zeros
+    from hga.kvstore.reader import Reader
 
-    times, out = [], aligned_bytes(8192)
+    times, out = [], aligned_zeros(8192)
     with Reader.open() as reader:
         index = reader.add_file(path)
         drop(path)
@@ -158,28 +151,40 @@ def main() -> None:
         if not path.exists() or path.stat().st_size != int(args.gib * (1 << 30)):
             write(path, int(args.gib * (1 << 30)))
         n = min(1000, path.stat().st_size // PIECE)
-        (sequential,) = measure(path, "threads", 4, True, [(PIECE, n)], args.reps)
-        if "refused" in sequential:
-            sys.exit(f"no O_DIRECT here: {sequential['refused']}")
-        wait_us = latency(path, args.reps)
-        print(f"sequential, 1 MiB at a time, 4 threads, O_DIRECT: {sequential['gb_s']:.2f} GB/s")
+        cells = [(*way, n_bytes) for way in WAYS for n_bytes in (4096, 8192)]
+        results: dict[tuple[str, int, bool, int], list[tuple[float, float]]] = {}
+        runs, refused = [], {}
+        # In turns: whatever else the machine does meanwhile, it does to all.
+        for rep in range(args.reps):
+            run = measure(path, "threads", 4, True, PIECE, n, rep)
+            if isinstance(run, str):
+                sys.exit(f"no O_DIRECT here: {run}")
+            runs.append(run)
+            for cell in cells:
+                run = measure(path, *cell, args.cells, rep)
+                if isinstance(run, str):
+                    refused[cell[0]] = run
+                else:
+                    results.setdefault(cell, []).append(run)
+        sequential, wait_us = figures(runs, PIECE, n), latency(path, args.reps)
+        print(
+            f"sequential, 1 MiB at a time, 4 threads, O_DIRECT: {sequential['gb_s']:.2f}"
+            f" ({sequential['gb_s_best']:.2f}) GB/s"
+        )
         print(f"one cold read of 8 KiB, waited for: {wait_us:.0f} us, Python's share included")
         print(f"random, median (best) of {args.reps} x {args.cells} cold reads:")
+        for way, reason in refused.items():
+            print(f"  {way}: {reason}")
         rows = []
-        for way, n_threads, direct in WAYS:
-            sizes = [(4096, args.cells), (8192, args.cells)]
-            for row in measure(path, way, n_threads, direct, sizes, args.reps):
-                rows.append(row)
-                if "refused" in row:
-                    print(f"  {way}: {row['refused']}")
-                    continue
-                cache = "O_DIRECT" if direct else "buffered"
-                print(
-                    f"  {way:8}{n_threads:3} {cache}{row['bytes']:6} B {row['gb_s']:6.3f}"
-                    f" ({row['gb_s_best']:.3f}) GB/s {row['iops']:7.0f} IOPS"
-                    f"  cpu {row['cpu_percent']:3.0f} %",
-                    flush=True,
-                )
+        for (way, n_threads, direct, n_bytes), found in results.items():
+            row = figures(found, n_bytes, args.cells)
+            print(
+                f"  {way:8}{n_threads:3} {'O_DIRECT' if direct else 'buffered'}{n_bytes:6} B"
+                f" {row['gb_s']:6.3f} ({row['gb_s_best']:.3f}) GB/s {row['iops']:7.0f} IOPS"
+                f"  cpu {row['cpu_percent']:3.0f} %"
+            )
+            names = {"way": way, "threads": n_threads, "direct": direct, "bytes": n_bytes}
+            rows.append({**names, **row})
         print(json.dumps({"sequential": sequential, "wait_us": wait_us, "random": rows}))
     finally:
         if not args.file:

@@ -18,6 +18,7 @@ from .geometry import (
     n_blocks,
 )
 from .index import Index
+from .memory import aligned_zeros
 
 # Blocks allocated at a time.
 SLAB_BLOCKS = 8
@@ -56,7 +57,7 @@ class RamArena(Index):
         while self.capacity < n_tokens:
             size = self.geometry.block_kv_bytes
             try:
-                slab = np.zeros(SLAB_BLOCKS * size, np.uint8)
+                slab = aligned_zeros(SLAB_BLOCKS * size)
             except MemoryError:
                 raise StoreError(
                     f"no memory for {SLAB_BLOCKS * size} more bytes of keys and values at"

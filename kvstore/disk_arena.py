@@ -5,6 +5,7 @@ by its window; and frames for cells that routing picks (kvstore/frames.py). A bl
 the next one begins. A prompt passes layer by layer (kvstore/stage.py).
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import StoreError
-from .frames import Frames, page_aligned
+from .frames import Frames
 from .geometry import BLOCK_TOKENS, CELLS_PER_BLOCK, CELLS_PER_CHUNK, Geometry, n_blocks
 from .index import Index
+from .memory import aligned_zeros
 from .reader import Reader
 from .route import WINDOW_TOKENS
 from .store import SessionStore
@@ -79,11 +81,11 @@ class DiskArena(Index):
         self._offsets = []
         for i in range(len(geometry.layers)):
             size, count = 2 * geometry.page_bytes(i), recent_blocks(self.windows[i])
-            self._recent.append(page_aligned(count * size).reshape(count, size))
+            self._recent.append(aligned_zeros(count * size).reshape(count, size))
             self._held.append(np.full(count, -1, np.int64))
             self._offsets.append(geometry.cell_offsets(i) - geometry.layer_offset(i))
             self.frames.place(i, self.places[i], self.sums[i])
-        self._files: dict[Path, int] = {}
+        self._files: dict[tuple[Path, int], int] = {}
         self._on_close: Callable[[], None] | None = on_close
         self._opened = 0
         self._stored = 0
@@ -157,7 +159,7 @@ class DiskArena(Index):
     def take_place(self, block: int) -> None:
         """Note where the store has put a block, and the sums of its cells."""
         slot, at = self.store.locate(block), 0
-        file = self._file(slot.path)
+        file = self._file(slot.path, slot.fd)
         for layer, sums in enumerate(self.sums):
             n = sums.shape[1]
             self.places[layer][block] = (
@@ -169,10 +171,13 @@ class DiskArena(Index):
             at += n
         self._stored = max(self._stored, block + 1)
 
-    def _file(self, path: Path) -> int:
-        if path not in self._files:
-            self._files[path] = self.reader.add_file(path)
-        return self._files[path]
+    def _file(self, path: Path, fd: int) -> int:
+        # A segment that was dropped and made anew has the same path. An open file's number is
+        # nobody else's.
+        key = path, os.fstat(fd).st_ino
+        if key not in self._files:
+            self._files[key] = self.reader.add_file(path)
+        return self._files[key]
 
     def read_layer(self, layer: int, first: int, end: int, out: NDArray[np.uint8]) -> None:
         """Read a layer's pages of blocks first..end to out, uint8 [end - first][pages]; StoreError
@@ -197,7 +202,7 @@ class DiskArena(Index):
         )
         if problem < 0:
             row, inside = (int(x[0]) for x in np.nonzero(tickets < 0))
-            self._check(layer, first + row, inside, int(tickets[row, inside]))
+            raise self._error(layer, first + row, inside, int(tickets[row, inside]))
 
     def check_reads(self) -> None:
         """Raise the StoreError of a read for a token that failed, and forget what it brought."""
@@ -210,13 +215,15 @@ class DiskArena(Index):
             block, inside = divmod(cell, CELLS_PER_BLOCK)
             chunk, inside = divmod(inside, CELLS_PER_CHUNK)
             heads = self.geometry.layers[layer].n_kv_heads
-            self._check(layer, block, (chunk * heads + head) * CELLS_PER_CHUNK + inside, ticket)
+            number = (chunk * heads + head) * CELLS_PER_CHUNK + inside
+            raise self._error(layer, block, number, ticket)
+        raise StoreError("a read of keys and values failed")
 
-    def _check(self, layer: int, block: int, number: int, ticket: int) -> None:
+    def _error(self, layer: int, block: int, number: int, ticket: int) -> StoreError:
         """StoreError for a cell, counted in the order of bytes, that could not be read."""
         file, offset, _ = (int(n) for n in self.places[layer][block])
         size = self.geometry.cell_bytes(layer)
-        self.reader.check(ticket, file, offset + number * size, size)
+        return self.reader.error(ticket, file, offset + number * size, size)
 
     def shrink(self, n_tokens: int) -> None:
         """Forget everything from n_tokens on, and bring back what the layers see of the rest."""

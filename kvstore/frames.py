@@ -5,7 +5,6 @@ serve one layer after the other, so that a token that reads more than the frames
 well (kernels/cpu/residency.py).
 """
 
-import mmap
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +14,12 @@ from numpy.typing import NDArray
 from hga.kernels.cpu.params import RESIDENCY
 
 from .geometry import CELL_TOKENS, Geometry
+from .memory import aligned_zeros
 
 # Counters per KV head (kernels/cpu/residency.py), checked by a test.
 COUNTERS = 8
 # Fewer frames than this would only move cells about.
 LEAST_FRAMES = 8
-
-
-def page_aligned(n_bytes: int) -> NDArray[np.uint8]:
-    """Zeroed memory that begins on a page and is only backed once written."""
-    return np.frombuffer(mmap.mmap(-1, max(n_bytes, 1)), np.uint8)[:n_bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +48,7 @@ class Frames:
         cells = -(-ctx // CELL_TOKENS)
         overflow = min(overflow_cells, cells)
         most = max((self._head_bytes(i) * geometry.layers[i].n_kv_heads for i in routed), default=0)
-        shared = page_aligned(most * overflow)
+        shared = aligned_zeros(most * overflow)
         heads = max((geometry.layers[i].n_kv_heads for i in routed), default=0)
         # Tickets, owners, and how many are taken.
         tables = [self._int64(heads, overflow) for _ in range(2)] + [self._int64(heads)]
@@ -64,7 +59,7 @@ class Frames:
             n_heads, size = geometry.layers[i].n_kv_heads, geometry.cell_bytes(i)
             n = frame_bytes // len(routed) // (n_heads * size)
             n = min(max(n, LEAST_FRAMES), cells)
-            memory = page_aligned(n_heads * n * size)
+            memory = aligned_zeros(n_heads * n * size)
             self._keep.append(memory)
             self.frame_bytes += memory.nbytes
             stamps, tickets = self._int64(n_heads, n), self._int64(n_heads, n)

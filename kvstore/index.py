@@ -5,6 +5,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .geometry import BLOCK_TOKENS, Geometry
+from .memory import aligned_zeros
+
+
+def _sketches(n_heads: int, head_bytes: int) -> NDArray[np.uint8]:
+    return aligned_zeros(n_heads * head_bytes).reshape(n_heads, head_bytes)
 
 
 class Index:
@@ -13,11 +18,9 @@ class Index:
     def __init__(self, geometry: Geometry, ctx: int) -> None:
         self.geometry = geometry
         self.ctx = ctx
-        # np.zeros maps memory that is only backed once written, so a long context costs nothing.
+        # Backed only once written, so a long context costs nothing.
         self.sketches = [
-            np.zeros((s.n_kv_heads, geometry.sketch_head_bytes(i, ctx)), np.uint8)
-            if s.routed
-            else None
+            _sketches(s.n_kv_heads, geometry.sketch_head_bytes(i, ctx)) if s.routed else None
             for i, s in enumerate(geometry.layers)
         ]
         self._summaries: dict[int, NDArray[np.float32]] = {}

@@ -6,12 +6,10 @@ that names file, offset and reason. Close the reader after the last kernel that 
 """
 
 import contextlib
-import errno
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,34 +17,15 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from . import reader_backends as backends
 from .errors import StoreError
-from .reader_files import PAGE_BYTES, DiskFile, open_file
+from .memory import aligned_zeros
+from .reader_files import DiskFile, open_file
+from .reader_modes import MODES, Way, choose
+from .reader_request import Request, read_error
 
-MODES = ("auto", "threads", "uring", "mmap")
+__all__ = ["MODES", "Reader", "Request"]
+
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """n_bytes at an offset of a file (index), to go to the address dest.
-
-    With a sum (uint32) they are one cell, a multiple of 256 bytes, verified with seed (uint64).
-    """
-
-    file: int
-    offset: int
-    n_bytes: int
-    dest: int
-    sum: int | None = None
-    seed: int = 0
-
-
-def aligned_bytes(n_bytes: int) -> NDArray[np.uint8]:
-    """uint8 [n_bytes] that begins at a page, as O_DIRECT wants it."""
-    memory = np.empty(n_bytes + PAGE_BYTES, np.uint8)
-    start = -memory.ctypes.data % PAGE_BYTES
-    return memory[start : start + n_bytes]
 
 
 class Reader:
@@ -57,8 +36,9 @@ class Reader:
         self, n_entries: int, n_files: int, merge_bytes: int, flight_bytes: int, report: Report
     ) -> None:
         # Here, so that the instruction set may be chosen after this module is imported.
-        from hga.kernels.cpu import io_slots
+        from hga.kernels.cpu import io_entry, io_slots
 
+        io_entry.prepare()
         self._memory, self.address = io_slots.allocate(
             n_entries, n_files, merge_bytes, flight_bytes
         )
@@ -68,8 +48,10 @@ class Reader:
         self._report = report
         self._notices: list[str] = []
         self._refused: set[int] = set()
+        # Tickets that may still be written to.
+        self._tickets: list[NDArray[np.int64]] = []
         self._threads: list[threading.Thread] = []
-        self._ring: backends.Ring | None = None
+        self._way: Way | None = None
         self._closed = False
         self._process = os.getpid()
         self.mode = "threads"
@@ -94,12 +76,7 @@ class Reader:
         if mode not in MODES:
             raise ValueError(f"reader mode {mode!r} is none of {', '.join(MODES)}")
         reader = cls(n_entries, n_files, merge_bytes, flight_bytes, report or (lambda text: None))
-        # "auto" is "threads": as fast as io_uring, and less of the interpreter (decision 0007).
-        if mode == "uring":
-            reader._open_ring()
-        elif mode == "mmap":
-            reader._choose_mmap()
-        reader._start(n_threads)
+        reader._start(choose(mode, n_threads, bool(reader._word("PREADV")), reader._note))
         return reader
 
     def _note(self, text: str) -> None:
@@ -107,43 +84,21 @@ class Reader:
             self._notices.append(text)
             self._report(text)
 
-    def _open_ring(self) -> None:
-        try:
-            self._ring = backends.Ring()
-        except (ImportError, AttributeError) as error:
-            reason = f"the package liburing is not installed or not usable ({error})"
-        except OSError as error:
-            reason = f"the system refuses it ({error.strerror or error})"
-            if error.errno == errno.ENOMEM:
-                reason += "; more lockable memory helps (ulimit -l)"
-        else:
-            self.mode = "uring"
-            return
-        self._note(f"io_uring is not used, threads read instead: {reason}")
-
-    def _choose_mmap(self) -> None:
-        import mmap
-
-        if hasattr(mmap, "MADV_WILLNEED"):
-            self.mode = "mmap"
-        else:
-            self._note("files are not mapped, threads read instead: there is no MADV_WILLNEED")
-
-    def _start(self, n_threads: int) -> None:
-        life: Callable[[], None] = lambda: backends.serve_preadv(self)  # noqa: E731
-        if self.mode == "uring":
-            assert self._ring is not None
-            ring, n_threads = self._ring, 1
-            life = lambda: backends.serve_uring(self, ring)  # noqa: E731
-        elif self.mode == "mmap":
-            life, n_threads = lambda: backends.serve_mmap(self), max(1, min(n_threads, 4))
-        elif not self._word("PREADV"):
-            life, n_threads = lambda: backends.serve_python(self), max(1, n_threads)
-            self._note("reads go through the interpreter: this system has no preadv")
-        for i in range(n_threads):
-            thread = threading.Thread(target=life, name=f"hga-io-{i}", daemon=True)
+    def _start(self, way: Way) -> None:
+        self.mode, self._way = way.mode, way
+        for i in range(way.n_threads):
+            thread = threading.Thread(target=self._serve, name=f"hga-io-{i}", daemon=True)
             self._threads.append(thread)
             thread.start()
+
+    def _serve(self) -> None:
+        assert self._way is not None
+        try:
+            self._way.serve(self)
+        except Exception as error:
+            # Whoever waits must not wait for a thread that is gone.
+            self._note(f"an I/O thread failed and is replaced: {type(error).__name__}: {error}")
+            choose("threads", 1, bool(self._word("PREADV")), self._note).serve(self)
 
     def _word(self, name: str) -> int:
         from hga.kernels.cpu import io_slots
@@ -208,8 +163,9 @@ class Reader:
     def submit(
         self, requests: Sequence[Request], hint: bool = False, generation: int = 0
     ) -> NDArray[np.int64]:
-        """Queue requests; returns their tickets [n], which must live until `wait` or `close`."""
-        from hga.kernels.cpu import io_entry, io_slots
+        """Queue requests; returns their tickets [n]. The memory that they go to belongs to the disk
+        until no ticket is PENDING."""
+        from hga.kernels.cpu import io_entry, io_queue, io_slots
 
         self._check_open()
         tickets = np.zeros(len(requests), np.int64)
@@ -221,6 +177,10 @@ class Reader:
             seed = np.array(r.seed, np.uint64).astype(np.int64)
             ticket = tickets.ctypes.data + 8 * i
             table[i] = r.file, r.offset, r.n_bytes, r.dest, ticket, verify, r.sum or 0, seed
+        with self._lock:
+            if len(self._tickets) >= 64:
+                self._tickets = [t for t in self._tickets if (t == io_queue.PENDING).any()]
+            self._tickets.append(tickets)
         flags = io_slots.HINT if hint else 0
         io_entry.push_all(self.address, table.ctypes.data, len(requests), flags, generation)
         return tickets
@@ -230,13 +190,14 @@ class Reader:
 
         No signal interrupts it: until a read has ended its memory belongs to the disk.
         """
-        from hga.kernels.cpu import io_entry
+        from hga.kernels.cpu import io_entry, io_queue
 
         self._check_process()
         n = len(requests)
         if io_entry.wait_all(self.address, tickets.ctypes.data, n) < n:
             for request, ticket in zip(requests, tickets.tolist()):
-                self.check(ticket, request.file, request.offset, request.n_bytes)
+                if ticket != io_queue.READ:
+                    raise self.error(ticket, request.file, request.offset, request.n_bytes)
 
     def read(
         self,
@@ -248,7 +209,7 @@ class Reader:
         seed: int = 0,
     ) -> NDArray[np.uint8]:
         """Read n_bytes into dest (uint8, contiguous; None: new memory) and return it."""
-        out = aligned_bytes(n_bytes) if dest is None else dest
+        out = aligned_zeros(n_bytes) if dest is None else dest
         if out.nbytes < n_bytes or not out.flags.c_contiguous or not out.flags.writeable:
             raise ValueError(f"{n_bytes} bytes need writable, contiguous memory of that size")
         request = Request(file, offset, n_bytes, out.ctypes.data, sum, seed)
@@ -262,25 +223,10 @@ class Reader:
         self._check_open()
         return int(io_entry.cancel_hints(self.address, generation))
 
-    def check(self, ticket: int, file: int, offset: int, n_bytes: int) -> None:
-        """Raise the StoreError that a ticket stands for, if it is not READ."""
-        from hga.kernels.cpu import io_read, io_worker
-
-        if ticket == io_worker.READ:
-            return
+    def error(self, ticket: int, file: int, offset: int, n_bytes: int) -> StoreError:
+        """What a ticket that is not READ stands for."""
         entry = self._files[file] if 0 <= file < len(self._files) else None
-        name = entry.name if entry else f"file {file}"
-        if ticket == io_read.WRONG_SUM:
-            reason = "the checksum is wrong"
-        elif ticket == io_read.SHORT_FILE:
-            reason = "the file ends before that"
-        elif ticket == io_worker.NOTHING:
-            reason = "the request was dropped"
-        else:
-            reason = os.strerror(-ticket)
-        error = StoreError(f"{name}: {n_bytes} bytes at offset {offset} not read: {reason}")
-        error.errno = -ticket if -10000 < ticket < 0 else errno.EIO
-        raise error
+        return read_error(ticket, entry.name if entry else f"file {file}", offset, n_bytes)
 
     # --- what happened --------------------------------------------------------------------------
 
@@ -336,8 +282,8 @@ class Reader:
                 thread.join()
             while self._word("N_FLIGHT"):
                 time.sleep(0.001)
-            if self._ring is not None:
-                self._ring.close()
+            if self._way is not None:
+                self._way.close()
         for file in self._files:
             if file is not None:
                 with contextlib.suppress(OSError):

@@ -1,26 +1,25 @@
 """Ways to read what the queue asks for; each function is the life of one I/O thread.
 
-`serve_preadv` never returns to the interpreter before the reader closes. The others take runs of
-requests from the same queue (kernels/cpu/io_worker.py) and read them in Python.
+`serve_preadv` never returns to the interpreter before the reader closes. The others, io_uring in
+reader_uring.py among them, take runs of requests from the same queue (kernels/cpu/io_worker.py) and
+read them in Python.
 """
 
+import contextlib
 import ctypes
 import errno
 import mmap
 import os
-import select
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .reader_files import DiskFile
 
-# Reads under way at a time: the drive's full rate needs some tens.
-URING_READS = 64
 # Runs whose pages are asked for before the first of them is copied.
 _MAPPED_RUNS = 32
 
@@ -44,13 +43,15 @@ def serve_preadv(queue: Queue) -> None:
     serve(queue.address)
 
 
-def _run_words() -> NDArray[np.int64]:
+def run_words() -> NDArray[np.int64]:
+    """Room for the slots of a run."""
     from hga.kernels.cpu.io_slots import MAX_RUN
 
     return np.zeros(MAX_RUN, np.int64)
 
 
-def _window(address: int, n_bytes: int) -> memoryview:
+def window_of(address: int, n_bytes: int) -> memoryview:
+    """Memory at an address, writable."""
     return memoryview((ctypes.c_char * n_bytes).from_address(address)).cast("B")
 
 
@@ -88,7 +89,7 @@ Read = Callable[[DiskFile, int, memoryview], int]
 def _serve_one_by_one(queue: Queue, read: Read) -> None:
     from hga.kernels.cpu.io_entry import take
 
-    run = _run_words()
+    run = run_words()
     while True:
         n = take(queue.address, 1, run.ctypes.data)
         if n < 0:
@@ -100,15 +101,19 @@ def _serve_one_by_one(queue: Queue, read: Read) -> None:
 def _finish(queue: Queue, run: NDArray[np.int64], read: Read) -> None:
     """Read the requests of a run one by one and end it."""
     from hga.kernels.cpu import io_entry, io_slots
+    from hga.kernels.cpu.io_read import SHORT_FILE
 
     start = time.monotonic_ns()
     for slot in run:
         words = queue.fields(int(slot))
         index, offset, n_bytes, dest = words[:4].tolist()
         try:
-            status = read(queue.file(index), offset, _window(dest, n_bytes))
+            status = read(queue.file(index), offset, window_of(dest, n_bytes))
         except OSError as error:
             status = -(error.errno or errno.EIO)
+        except ValueError:
+            # A file that was cut between a look at its size and its mapping.
+            status = SHORT_FILE
         words[io_slots.STATUS // 8] = status
     busy_ns = time.monotonic_ns() - start
     io_entry.finish(queue.address, run.ctypes.data, len(run), io_entry.SAID, busy_ns)
@@ -121,7 +126,7 @@ def serve_mmap(queue: Queue) -> None:
     """
     from hga.kernels.cpu.io_entry import take
 
-    runs = [_run_words() for _ in range(_MAPPED_RUNS)]
+    runs = [run_words() for _ in range(_MAPPED_RUNS)]
     while True:
         taken: list[NDArray[np.int64]] = []
         while len(taken) < len(runs):
@@ -139,14 +144,15 @@ def serve_mmap(queue: Queue) -> None:
 
 
 def _want(queue: Queue, run: NDArray[np.int64]) -> None:
-    """Ask the system for the pages of a run."""
+    """Ask the system for the pages of a run; what cannot be had shows when it is copied."""
     words = [queue.fields(int(slot))[:3].tolist() for slot in run]
     index, offset, _ = words[0]
     end = words[-1][1] + words[-1][2]
-    mapped = _mapping(queue.file(index), end)
-    if mapped is not None:
-        start = offset // mmap.PAGESIZE * mmap.PAGESIZE
-        mapped.madvise(mmap.MADV_WILLNEED, start, end - start)
+    with contextlib.suppress(OSError, ValueError):
+        mapped = _mapping(queue.file(index), end)
+        if mapped is not None:
+            start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_WILLNEED, start, end - start)
 
 
 def _mapping(file: DiskFile, end: int) -> mmap.mmap | None:
@@ -171,97 +177,3 @@ def _copy_mapped(file: DiskFile, offset: int, window: memoryview) -> int:
     address = ctypes.addressof(ctypes.c_char.from_buffer(window))
     ctypes.memmove(address, source.ctypes.data, len(window))
     return 0
-
-
-class Ring:
-    """An io_uring of the package liburing. OSError or ImportError where there is none."""
-
-    def __init__(self, n_reads: int = URING_READS) -> None:
-        import liburing
-
-        self._uring: Any = liburing
-        self._ring = liburing.Ring()
-        self._result = liburing.Cqe()
-        liburing.io_uring_queue_init(n_reads, self._ring)
-        self._ready = select.poll()
-        self._ready.register(self._ring.ring_fd, select.POLLIN)
-
-    def start(self, fd: int, windows: Sequence[memoryview], offset: int, tag: int) -> Any:
-        """Prepare a read; what is returned must live until `ended` gives the tag."""
-        vectors = self._uring.Iovec(list(windows))
-        entry = self._uring.io_uring_get_sqe(self._ring)
-        self._uring.io_uring_prep_readv(entry, fd, vectors, offset)
-        entry.user_data = tag
-        return vectors
-
-    def ended(self) -> list[tuple[int, int]]:
-        """Submit what was prepared, wait for one read at least: tags and bytes or -errno."""
-        uring, submitted = self._uring, False
-        results: list[tuple[int, int]] = []
-        while not results:
-            try:
-                if not submitted:
-                    uring.io_uring_submit(self._ring)
-                    submitted = True
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EBUSY, errno.EINTR):
-                    raise
-            # The package holds the interpreter while it waits for a read; poll does not.
-            self._ready.poll(None if submitted else 1)
-            while uring.io_uring_cq_ready(self._ring):
-                uring.io_uring_peek_cqe(self._ring, self._result)
-                entry = self._result[0]
-                tag = entry.user_data
-                try:
-                    n_bytes = entry.res
-                except OSError as error:
-                    n_bytes = -(error.errno or errno.EIO)
-                results.append((tag, n_bytes))
-                uring.io_uring_cqe_seen(self._ring, entry)
-        return results
-
-    def close(self) -> None:
-        """Give the ring back."""
-        self._uring.io_uring_queue_exit(self._ring)
-
-
-def serve_uring(queue: Queue, ring: Ring) -> None:
-    """Keep the ring full of runs; what does not come whole is read again with preadv."""
-    from hga.kernels.cpu import io_entry
-
-    free = [(tag, _run_words()) for tag in range(1, URING_READS + 1)]
-    flying: dict[int, tuple[NDArray[np.int64], int, int, int, Any]] = {}
-    closed = False
-    while flying or not closed:
-        while free and not closed:
-            run = free[-1][1]
-            n = io_entry.take(queue.address, int(not flying), run.ctypes.data)
-            closed = n < 0
-            if n > 0:
-                tag, run = free.pop()
-                flying[tag] = _start(queue, ring, tag, run, n)
-            elif flying:
-                break
-        if not flying:
-            continue
-        for tag, got in ring.ended():
-            run, n, n_bytes, start, _ = flying.pop(tag)
-            how = io_entry.WHOLE if got == n_bytes else io_entry.UNREAD
-            busy_ns = time.monotonic_ns() - start
-            io_entry.finish(queue.address, run.ctypes.data, n, how, busy_ns)
-            free.append((tag, run))
-
-
-def _start(
-    queue: Queue, ring: Ring, tag: int, run: NDArray[np.int64], n: int
-) -> tuple[NDArray[np.int64], int, int, int, Any]:
-    from hga.kernels.cpu import io_entry
-
-    words = [queue.fields(int(slot))[:4].tolist() for slot in run[:n]]
-    fd = io_entry.direct_of(queue.address, run.ctypes.data, n)
-    if fd < 0:
-        fd = queue.file(words[0][0]).buffered
-    windows = [_window(dest, n_bytes) for _, _, n_bytes, dest in words]
-    total = sum(n_bytes for _, _, n_bytes, _ in words)
-    start = time.monotonic_ns()
-    return run, n, total, start, (windows, ring.start(fd, windows, words[0][1], tag))

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .disk_arena import DiskArena
-from .frames import page_aligned
 from .geometry import BLOCK_TOKENS, n_blocks
+from .memory import aligned_zeros
 
 
 class Stage:
@@ -26,7 +26,7 @@ class Stage:
         self._first = position // BLOCK_TOKENS
         self._whole = range(self._first, end // BLOCK_TOKENS)
         widest = max(2 * geometry.page_bytes(i) for i in range(self._n_layers))
-        self._buffers = [page_aligned(widest * self._n_blocks) for _ in range(2)]
+        self._buffers = [aligned_zeros(widest * self._n_blocks) for _ in range(2)]
         # The block that is begun, whose only copy is in memory.
         self._begun: list[NDArray[np.uint8]] = []
         if position % BLOCK_TOKENS:
@@ -35,8 +35,12 @@ class Stage:
         self._offsets = [
             (geometry.cell_offsets(i) - geometry.layer_offset(i)) for i in range(self._n_layers)
         ]
-        for block in self._whole:
-            arena.store.begin_block(block)
+        try:
+            for block in self._whole:
+                arena.store.begin_block(block)
+        except BaseException:
+            arena.shrink(position)
+            raise
         self._worker = ThreadPoolExecutor(1, "hga-stage")
         self._next: Future[None] = self._worker.submit(self._load, 0)
         self._written: list[Future[None]] = []

@@ -1,13 +1,13 @@
 """Engine: an open model, its compiled kernels and its buffers; sessions share it, in turn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from hga.kvstore.arena import RamArena
 from hga.kvstore.disk_arena import DiskArena
-from hga.kvstore.geometry import GROUP_TOKENS, Geometry, LayerShape, padded_head_dim
+from hga.kvstore.geometry import GROUP_TOKENS
 from hga.kvstore.reader import Reader
 from hga.kvstore.route import Budget, Router
 from hga.kvstore.store import SessionStore
@@ -15,10 +15,10 @@ from hga.models.plan import ModelPlan
 
 from . import budget
 from .container import ModelFile
-from .expert_budget import place_experts, trunk_bytes
+from .expert_budget import trunk_bytes
 from .kv_folder import remove_store, temporary_store
 from .options import Options
-from .placement import Placement, place
+from .planning import geometry_of, place_model
 from .saved import SavedSession, fingerprint, make_store, session_folder
 from .session import Session
 from .session_types import ContextError
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 __all__ = ["ContextError", "Engine", "Session"]
-
-# Process, interpreter, libraries and compiled kernels, measured with the demo model.
-_RUNTIME_BYTES = 160 << 20
 
 
 def _open_model(path: Path, notices: list[str]) -> ModelFile:
@@ -75,20 +72,15 @@ class Engine:
                     f"context {self.ctx} is longer than the {self.plan.ctx_train} tokens that the"
                     " model was trained on: quality is not assured"
                 )
-            self.geometry = Geometry(
-                tuple(
-                    LayerShape(a.n_kv_heads, padded_head_dim(a.head_dim), routed=a.window == 0)
-                    for a in (layer.attention for layer in self.plan.layers)
-                ),
-                options.sketch_bits,
-            )
+            self.geometry = geometry_of(self.plan, options.sketch_bits)
             self._note_small_budget()
             self._tokenizer: Tokenizer | None = None
             self._reader: Reader | None = None
             self.experts: ExpertCache | None = None
             self._template: ChatTemplate | None = None
             self.windows = tuple(layer.attention.window for layer in self.plan.layers)
-            self.placement, self._n_slots = self._place()
+            placed = place_model(self.model, self.geometry, self.ctx, options)
+            self.placement, self._n_slots = placed.kv, placed.n_slots
             budget.check(self.bill(), options.mem)
             self._open_kernels(cache_dir, report)
         except BaseException:
@@ -186,34 +178,6 @@ class Engine:
         """The execution mode obtained, such as "cpu: avx512, 2 threads"."""
         return self._backend.description
 
-    def _place(self) -> tuple[Placement, int]:
-        """Where keys and values lie, and the slots for experts (0: they are mapped)."""
-        import psutil
-
-        options, free = self.options, psutil.virtual_memory().available
-        fixed = [budget.BillLine("runtime and scratch", _RUNTIME_BYTES)]
-        kv = options.kv
-        if options.attention == "hga-paper":
-            summaries = self.geometry.summary_bytes(self.ctx)
-            fixed.append(budget.BillLine("chunk summaries", summaries, True))
-            kv = "ram"
-
-        def place_kv(lines: Sequence[budget.BillLine]) -> Placement:
-            return place(
-                self.geometry,
-                self.windows,
-                self.ctx,
-                self.plan.hidden,
-                Router(options.attention, Budget.parse(options.budget)),
-                lines,
-                kv,
-                options.mem,
-                free,
-            )
-
-        chosen = place_experts(self.model, options, fixed, place_kv, free)
-        return chosen.kv, chosen.n_slots
-
     def bill(self) -> list[budget.BillLine]:
         """What the model takes at the full context, an upper bound item by item."""
         return list(self.placement.bill)
@@ -305,6 +269,11 @@ class Engine:
             self._reader = Reader.open(self.options.io, report=self._note)
             self.forward_pass.connect(self._reader.address)
         return self._reader
+
+    @property
+    def io(self) -> str | None:
+        """How keys and values on disk are read, such as "threads"; None where none are."""
+        return self._reader.mode if self._reader is not None else None
 
     def _note(self, text: str) -> None:
         self.notices.append(text)

@@ -174,19 +174,17 @@ class ExpertCache:
         for ticket, owner in zip(tickets, owners):
             layer, expert = divmod(owner, self._stride)
             blob = self._model.segment(f"layers.{layer}.experts.{expert}")
-            try:
-                self._reader.check(ticket, self._file, blob.offset, blob.nbytes)
-            except StoreError as error:
-                reason = str(error).rpartition(": ")[2]
-                text = (
-                    f"{self._model.path}: expert {expert} of layer {layer}, {blob.nbytes} bytes at"
-                    f" offset {blob.offset}, not read: {reason}"
-                )
-                if ticket in _DAMAGED:
-                    raise ContainerError(f"{text} (hga verify names every damaged part)") from None
-                problem = StoreError(text)
-                problem.errno = error.errno or errno.EIO
-                raise problem from None
+            error = self._reader.error(ticket, self._file, blob.offset, blob.nbytes)
+            reason = str(error).rpartition(": ")[2]
+            text = (
+                f"{self._model.path}: expert {expert} of layer {layer}, {blob.nbytes} bytes at"
+                f" offset {blob.offset}, not read: {reason}"
+            )
+            if ticket in _DAMAGED:
+                raise ContainerError(f"{text} (hga verify names every damaged part)")
+            problem = StoreError(text)
+            problem.errno = error.errno or errno.EIO
+            raise problem
 
     @property
     def reads(self) -> ExpertReads:

@@ -111,6 +111,10 @@ def build_parser(prog: str = "hga") -> argparse.ArgumentParser:
     _add(commands, "verify", _cmd_verify, "check every checksum of a model file or a session",
          operands=file)  # fmt: skip
     _add_sessions(commands)
+    _add(commands, "plan", _cmd_plan, "the memory that a model and a context need",
+         operands=[("MODEL", "?", "model", flags.MODEL.help)])  # fmt: skip
+    _add(commands, "doctor", _cmd_doctor, "what this machine offers: processor, memory, disk, GPU",
+         operands=[])  # fmt: skip
     _add(commands, "bench", _cmd_bench, "prefill and decode speed at given depths",
          operands=[("MODEL", "?", "model", flags.MODEL.help)])  # fmt: skip
     evals = _group(commands, "eval", "perplexity, and routed attention against dense")
@@ -269,6 +273,18 @@ def _cmd_sessions(values: argparse.Namespace, status: Status) -> int:
     from hga.tools.sessions import sessions
 
     return sessions(values.command.split()[1], values, status)
+
+
+def _cmd_plan(values: argparse.Namespace, status: Status) -> int:
+    from hga.tools.plan import plan
+
+    return plan(_model_argument(values), values, status)
+
+
+def _cmd_doctor(values: argparse.Namespace, status: Status) -> int:
+    from hga.tools.doctor import doctor
+
+    return doctor(values, status)
 
 
 def _cmd_bench(values: argparse.Namespace, status: Status) -> int:

@@ -18,7 +18,8 @@ import numpy as np
 
 from hga.kernels.ops import default_threads
 from hga.kvstore.errors import StoreError
-from hga.kvstore.reader import Reader, Request, aligned_bytes
+from hga.kvstore.memory import aligned_zeros
+from hga.kvstore.reader import Reader, Request
 from hga.runtime.kv_folder import default_folder
 from hga.tools.bench import memory_bandwidth
 from hga.tools.errors import OK
@@ -60,7 +61,7 @@ def _lines(found: dict[str, Section]) -> Iterator[str]:
         yield title
         for name, value in section.items():
             for text in value if isinstance(value, list) else [value]:
-                yield f"  {name.replace('_', ' '):<22}{_shown(name, text)}"
+                yield f"  {name.replace('_', ' '):<26}{_shown(name, text)}"
 
 
 def _shown(name: str, value: object) -> str:
@@ -147,7 +148,7 @@ def _disk(folder: Path, mode: str) -> Section:
 
 def _sequential(reader: Reader, file: int) -> float:
     """Bytes per second of reads of a MiB, four at a time."""
-    out = aligned_bytes(4 * _RUN_BYTES)
+    out = aligned_zeros(4 * _RUN_BYTES)
     begin = time.perf_counter()
     for first in range(0, _FILE_BYTES, len(out)):
         requests = [
@@ -161,7 +162,7 @@ def _sequential(reader: Reader, file: int) -> float:
 def _random(reader: Reader, file: int) -> float:
     """Bytes per second of reads of a cell, 64 at a time."""
     cells = np.random.default_rng(1).permutation(_FILE_BYTES // _CELL_BYTES)[:_CELLS]
-    out = aligned_bytes(64 * _CELL_BYTES)
+    out = aligned_zeros(64 * _CELL_BYTES)
     begin = time.perf_counter()
     for first in range(0, len(cells), 64):
         requests = [

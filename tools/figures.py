@@ -30,10 +30,13 @@ def reply_json(reply: Reply, session: "Session", engine: "Engine") -> dict[str, 
         "kv_bytes": session.kv_bytes,
         "read_bytes": session.stats.read_bytes,
         "expert_hit_rate": _rounded(session.stats.expert_hit_rate),
-        "kv_hit_rate": None,
-        "io": None,
+        "kv_hit_rate": _rounded(session.stats.kv_hit_rate),
+        "io": engine.io,
         "backend": engine.backend,
         "stop": reply.stop,
+        "kv": "disk" if session.on_disk else "ram",
+        "disk_bytes": session.stats.disk_bytes,
+        "stall_s": _rounded(session.stats.stall_s),
     }
 
 
@@ -51,9 +54,12 @@ def turn_line(reply: Reply, session: "Session", engine: "Engine") -> str:
         parts.append(f"attended {stats.attended_mean:,.0f}")
     if stats.read_bytes:
         parts.append(f"read {size(stats.read_bytes)}")
+    if stats.kv_hit_rate is not None:
+        parts.append(f"{100 * stats.kv_hit_rate:.1f} % in memory")
     if stats.expert_hit_rate is not None:
-        read = size(stats.experts.read_bytes)
-        parts.append(f"experts {100 * stats.expert_hit_rate:.0f} % in memory, {read} from disk")
+        parts.append(f"{100 * stats.expert_hit_rate:.1f} % of experts in memory")
+    if stats.disk_bytes:
+        parts.append(f"disk {size(stats.disk_bytes)}")
     budget = engine.options.mem
     memory = f"memory {size(engine.resident_bytes())}"
     parts.append(memory if budget is None else f"{memory} of {size(budget)}")

@@ -154,13 +154,21 @@ EXPERT_HINTS = Flag(
 DEVICE = Flag(
     "device", ("--device",), _offered("device"), "cpu", "DEVICE", "model", default="cpu"
 )  # fmt: skip
-LATER = (
-    Flag("io", ("--io",), _offered("io"), "", "MODE", default="auto", hidden=True),
-    Flag("kv_type", ("--kv-type",), _later, "", "TYPE", hidden=True),
-)
+IO = Flag(
+    "io", ("--io",), _offered("io"),
+    "how keys and values on disk are read: auto, uring, threads or mmap (default: auto)",
+    "MODE", "model", default="auto",
+)  # fmt: skip
+KV = Flag(
+    "kv", ("--kv",), _offered("kv"),
+    "where keys and values lie: ram, disk, or auto: in memory if --mem holds them (default: auto)",
+    "WHERE", "model", default="auto",
+)  # fmt: skip
+LATER = (Flag("kv_type", ("--kv-type",), _later, "", "TYPE", hidden=True),)
 KV_DIR = Flag(
     "kv_dir", ("--kv-dir",), parse_text,
-    "folder of saved conversations (default: hga/sessions in the state folder)", "DIR", "model",
+    "folder of saved conversations, and of keys and values on disk (default: hga/sessions in the "
+    "state folder, hga/kv in the cache folder)", "DIR", "model",
 )  # fmt: skip
 ENGINE = (MODEL, CTX, THREADS, MEM, EXPERT_CACHE, EXPERT_HINTS, DEVICE, GEMMA)
 OUTPUT = (QUIET, VERBOSE)
@@ -203,7 +211,7 @@ SKETCH_BITS = Flag(
 )  # fmt: skip
 
 RUN = (
-    *ENGINE, ATTENTION, BUDGET, PREFILL, SKETCH_BITS, KV_DIR,
+    *ENGINE, ATTENTION, BUDGET, PREFILL, SKETCH_BITS, KV, KV_DIR, IO,
     Flag("session", ("--session",), _session_name,
          "a conversation that is saved after every reply: opened, or begun", "NAME", "input"),
     Flag("prompt", ("-p", "--prompt"), parse_text, "answer TEXT once and exit", "TEXT", "input",
@@ -232,6 +240,8 @@ PACK = (
 )  # fmt: skip
 INSPECT = (JSON, *OUTPUT)
 VERIFY = OUTPUT
+PLAN = (*ENGINE, ATTENTION, BUDGET, SKETCH_BITS, KV, JSON, *OUTPUT)
+DOCTOR = (THREADS, KV_DIR, IO, JSON, *OUTPUT)
 SESSIONS_LIST = SESSIONS_SHOW = (KV_DIR, JSON, *OUTPUT)
 SESSIONS_RM = (KV_DIR, *OUTPUT)
 SESSIONS_FORK = (
@@ -361,6 +371,7 @@ BENCH = (
 
 COMMANDS = {
     "run": RUN, "pack": PACK, "inspect": INSPECT, "verify": VERIFY,
+    "plan": PLAN, "doctor": DOCTOR,
     "sessions list": SESSIONS_LIST, "sessions show": SESSIONS_SHOW, "sessions rm": SESSIONS_RM,
     "sessions fork": SESSIONS_FORK,
     "bench": BENCH, "eval ppl": EVAL_PPL, "eval gap": EVAL_GAP, "eval cases": EVAL_CASES,

@@ -82,6 +82,8 @@ def engine_options(values: argparse.Namespace) -> "Options":
         device=values.device,
         prefill=getattr(values, "prefill", "exact"),
         sketch_bits=values.sketch_bits,
+        kv=getattr(values, "kv", "auto"),
+        io=getattr(values, "io", "auto"),
         kv_dir=None if kv_dir is None else Path(kv_dir).expanduser(),
         sessions_dir=sessions_folder(kv_dir),
         expert_cache=getattr(values, "expert_cache", None),

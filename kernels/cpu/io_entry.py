@@ -1,5 +1,6 @@
 """Entry points of the reader's queue for Python, compiled once and kept (kvstore/reader.py)."""
 
+from collections.abc import Callable
 from typing import Any
 
 from numba import njit, types
@@ -33,10 +34,25 @@ REQUEST_WORDS = 8
 WHOLE, SAID, UNREAD = 0, 1, 2
 
 
-def _entry(n_arguments: int) -> Any:
-    """Compile at import for int64 arguments: an I/O thread that met its first request must not
-    begin to compile."""
-    return njit([types.int64(*[types.int64] * n_arguments)], cache=True, **JIT)
+_entries: list[tuple[Any, int]] = []
+
+
+def _entry(n_arguments: int) -> Callable[[Any], Any]:
+    """Compile for int64 arguments, when `prepare` is called."""
+
+    def wrap(function: Any) -> Any:
+        compiled = njit(cache=True, **JIT)(function)
+        _entries.append((compiled, n_arguments))
+        return compiled
+
+    return wrap
+
+
+def prepare() -> None:
+    """Compile all entry points, or load them: an I/O thread that meets its first request must not
+    begin to."""
+    for compiled, n_arguments in _entries:
+        compiled.compile((types.int64,) * n_arguments)
 
 
 @_entry(5)

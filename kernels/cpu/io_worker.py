@@ -41,11 +41,7 @@ from .io_slots import (
     take_run,
     unlock,
 )
-from .sync import (
-    atomic_add,
-    atomic_load,
-    atomic_store,
-)
+from .sync import MILLISECOND, atomic_add, atomic_load, atomic_store, sleep
 from .system_calls import (
     JIT,
     compare_exchange,
@@ -85,11 +81,16 @@ def wake_idle(queue: int, n: int) -> None:
 @njit(**JIT)
 def sleep_until_woken(queue: int) -> None:
     """For an I/O thread that `take` counted as idle."""
+    naps = 0
     while True:
         tokens = atomic_load(queue + TOKENS)
         if tokens > 0:
             if compare_exchange(queue + TOKENS, tokens, tokens - 1):
                 return
+        elif get(queue + SYSCALL) == 0:
+            # No futex: naps as those of the worker pool.
+            naps += 1
+            sleep(min(4, 1 + naps // 100) * MILLISECOND)
         else:
             sleep_on(get(queue + SYSCALL), get(queue + FUTEX), queue + TOKENS, 0, _NAP_NS)
 

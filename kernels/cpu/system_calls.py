@@ -14,7 +14,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .sync import MILLISECOND, sleep, yield_thread
+from .sync import yield_thread
 
 JIT = {"nogil": True, "error_model": "numpy"}
 
@@ -170,10 +170,7 @@ def sleep_on(syscall: int, futex: int, address: int, value: int, timeout_ns: int
     """Sleep until another thread calls `wake` for the address, the low half of the int64 there is
     not `value`, or the time is over; may return for no reason."""
     if syscall == 0:
-        if timeout_ns >= 1_000_000_000:
-            sleep(MILLISECOND)
-        else:
-            yield_thread()
+        yield_thread()
         return
     timespec = _timespec()
     _store(timespec, timeout_ns // 1_000_000_000)

@@ -1,6 +1,8 @@
 """Keys and values on disk: the same bits as in memory, whatever the frames, threads and cuts."""
 
 import dataclasses
+import errno
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -212,3 +214,38 @@ def test_what_reads_every_key_is_refused(
             session.attention = "oracle"
         with pytest.raises(ValueError, match="--kv ram"):
             session.measure_recall = True
+
+
+def test_a_full_disk_leaves_the_session(
+    packed_tiny: Packed, on_disk: Opened, token_ids: Ids, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a prompt and in the middle of decoding; with room again it goes on as if nothing was."""
+    path, ids = packed_tiny("qwen3", num_attention_heads=6, head_dim=64), token_ids(1500)
+
+    def run(session: Session, full: Callable[[], None]) -> np.ndarray:
+        session.feed(ids[:500])
+        logits = decoded(session, ids[500:511])
+        full()
+        return np.stack(logits + decoded(session, ids[511:1500]))
+
+    with on_disk(path, ctx=1600, budget="20%").session() as session:
+        expected = run(session, lambda: None)
+
+    def allocate(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    engine = on_disk(path, ctx=1600, budget="20%")
+    with engine.session() as session:
+
+        def full() -> None:
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "posix_fallocate", allocate)
+                with pytest.raises(StoreError, match=r"needs \d+ bytes and \d+ are free"):
+                    session.feed(ids[511:1500])
+                assert session.tokens == ids[:511]
+                with pytest.raises(StoreError, match=r"needs \d+ bytes and \d+ are free"):
+                    decoded(session, ids[511:1500])
+                assert 511 <= len(session.tokens) < 1400
+            session.truncate(511)
+
+        np.testing.assert_array_equal(run(session, full), expected)

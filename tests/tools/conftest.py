@@ -90,6 +90,7 @@ class FakeSession:
 
     kv_bytes = 4096
     saved = None
+    on_disk = False
 
     def close(self):
         return None
@@ -107,6 +108,7 @@ class FakeSession:
         self.stats = SimpleNamespace(
             attended_mean=12.0, kv_bytes=4096, read_bytes=0, decode_tokens=0, prompt_tokens=0,
             reused_tokens=0, prefill_s=0.0, decode_s=0.0, index_bytes=0, mass_recall=None,
+            kv_hit_rate=None, disk_bytes=0, stall_s=0.0,
         )  # fmt: skip
 
     def fork_point(self, ids):
@@ -177,6 +179,7 @@ class FakeEngine:
         self.ctx = ctx
         self.generation = generation or {}
         self.backend = "fake: 1 thread"
+        self.io = None
         self.notices = []
         self.options = SimpleNamespace(mem=None, attention="hga", budget="auto")
         self.geometry = SimpleNamespace(

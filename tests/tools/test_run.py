@@ -16,7 +16,7 @@ from hga.tools.errors import UsageError
 KEYS = {
     "text", "tokens", "prompt_tokens", "reused_tokens", "prefill_tps", "decode_tps", "ctx",
     "attended_mean", "peak_rss", "kv_bytes", "read_bytes", "expert_hit_rate", "kv_hit_rate", "io",
-    "backend", "stop",
+    "backend", "stop", "kv", "disk_bytes", "stall_s",
 }  # fmt: skip
 
 

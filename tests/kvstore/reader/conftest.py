@@ -131,3 +131,25 @@ def fake_liburing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception | None
         monkeypatch.setitem(sys.modules, "liburing", None if error is None else module)
 
     return fake
+
+
+@pytest.fixture(params=[0, 3])
+def threads_reader(request: pytest.FixtureRequest, open_reader: Callable[..., Any]) -> Any:
+    """Read by the waiting thread alone, and by three others."""
+    return open_reader("threads", n_threads=request.param)
+
+
+@pytest.fixture
+def requests_of(kernels: None) -> Callable[..., Any]:
+    """requests_of(reader, file, n) -> requests of the file's first n cells of 4096 bytes, and the
+    memory they go to, which must be kept until they have ended."""
+
+    def make(reader: Any, file: int, n: int) -> tuple[list[Any], np.ndarray]:
+        from hga.kvstore.memory import aligned_zeros
+        from hga.kvstore.reader import Request
+
+        out = aligned_zeros(4096 * n)
+        out[:] = 0
+        return [Request(file, 4096 * i, 4096, out.ctypes.data + 4096 * i) for i in range(n)], out
+
+    return make

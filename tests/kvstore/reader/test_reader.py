@@ -32,11 +32,11 @@ CELL = 8192
     ],
 )
 def test_bytes(reader, disk_file, offset: int, n_bytes: int, shift: int) -> None:
-    from hga.kvstore.reader import aligned_bytes
+    from hga.kvstore.memory import aligned_zeros
 
     path, data = disk_file
     file = reader.add_file(path)
-    room = aligned_bytes(n_bytes + 64)
+    room = aligned_zeros(n_bytes + 64)
     room[:] = 0xA5
     reader.read(file, offset, n_bytes, room[shift : shift + n_bytes])
     assert (room[shift : shift + n_bytes] == data[offset : offset + n_bytes]).all()
@@ -63,9 +63,10 @@ def test_files(reader, disk_file, by: str, direct: bool) -> None:
 
 def cells(reader, file: int, data: np.ndarray, offsets: list[int], verified: bool = True):
     """Requests of cells and the memory they go to."""
-    from hga.kvstore.reader import Request, aligned_bytes
+    from hga.kvstore.memory import aligned_zeros
+    from hga.kvstore.reader import Request
 
-    out = aligned_bytes(CELL * len(offsets)).reshape(-1, CELL)
+    out = aligned_zeros(CELL * len(offsets)).reshape(-1, CELL)
     out[:] = 0
     requests = []
     for i, offset in enumerate(offsets):
@@ -101,6 +102,51 @@ def test_many_threads(reader, disk_file) -> None:
     assert stats["requests"] == 3200 and stats["bytes"] == 3200 * CELL
     assert stats["errors"] == stats["wrong_sums"] == 0
     assert stats["reads"] <= 3200 - stats["merged"]
+
+
+def test_hints_dropped_and_promoted_under_way(reader, disk_file) -> None:
+    """Threads hint, drop one another's hints and demand what they hinted: nothing is lost, nobody
+    waits for a dropped request, and what is READ is right."""
+    from hga.kernels.cpu import io_entry
+
+    path, data = disk_file
+    file, errors = reader.add_file(path), []
+    table = data.reshape(-1, CELL)
+
+    def work(seed: int) -> None:
+        try:
+            rng = np.random.default_rng(seed)
+            for generation in range(40):
+                numbers = rng.integers(0, len(table), 60)
+                requests, out = cells(reader, file, data, (numbers * CELL).tolist(), False)
+                tickets = reader.submit(requests, hint=True, generation=generation)
+                reader.cancel_hints(int(rng.integers(generation + 2)))
+                for i in rng.permutation(60)[:20]:
+                    ticket = tickets.ctypes.data + 8 * int(i)
+                    if rng.integers(2):
+                        io_entry.promote(reader.address, ticket)
+                    if io_entry.wait_all(reader.address, ticket, 1):
+                        assert (out[i] == table[numbers[i]]).all()
+                    else:
+                        assert tickets[i] == 0
+                        reader.wait([requests[i]], reader.submit([requests[i]]))
+                        assert (out[i] == table[numbers[i]]).all()
+                reader.cancel_hints(generation + 1)
+                io_entry.wait_all(reader.address, tickets.ctypes.data, 60)
+                assert set(tickets.tolist()) <= {0, 2}
+                read = tickets == 2
+                assert (out[read] == table[numbers[read]]).all()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors, errors
+    stats = reader.stats
+    assert stats["requests"] + stats["cancelled"] >= 3 * 40 * 60 and stats["errors"] == 0
 
 
 def test_wrong_sums(reader, disk_file) -> None:

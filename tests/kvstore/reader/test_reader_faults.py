@@ -3,8 +3,6 @@
 import errno
 import os
 import resource
-import signal
-import threading
 import time
 from pathlib import Path
 
@@ -20,23 +18,8 @@ pytestmark = pytest.mark.timeout(120, method="thread")
 CELL = 4096
 
 
-def requests_of(reader, file: int, n: int):
-    """Requests of the first n cells and their memory."""
-    from hga.kvstore.reader import Request, aligned_bytes
-
-    out = aligned_bytes(CELL * n)
-    out[:] = 0
-    return [Request(file, CELL * i, CELL, out.ctypes.data + CELL * i) for i in range(n)], out
-
-
-@pytest.fixture(params=[0, 3])
-def threads_reader(request, open_reader):
-    """Read by the waiting thread alone, and by three others."""
-    return open_reader("threads", n_threads=request.param)
-
-
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENXIO, errno.ESTALE, errno.ENOMEM])
-def test_one_bad_sector(threads_reader, disk_file, faulty_disk, code: int) -> None:
+def test_one_bad_sector(threads_reader, disk_file, faulty_disk, code: int, requests_of) -> None:
     """It fails its own request, not the neighbours that are read with it, nor later ones."""
     path, data = disk_file
     bad = 5 * CELL
@@ -60,7 +43,9 @@ def test_one_bad_sector(threads_reader, disk_file, faulty_disk, code: int) -> No
 
 
 @pytest.mark.parametrize("n_cells", [1, 7])
-def test_interrupts_and_short_reads(threads_reader, disk_file, faulty_disk, n_cells: int) -> None:
+def test_interrupts_and_short_reads(
+    threads_reader, disk_file, faulty_disk, n_cells: int, requests_of
+) -> None:
     path, data = disk_file
     rng = np.random.default_rng(n_cells)
 
@@ -169,7 +154,9 @@ def test_alignments(threads_reader, disk_file, monkeypatch, known) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
-def test_direct_refused_later(threads_reader, disk_file, faulty_disk, code: int) -> None:
+def test_direct_refused_later(
+    threads_reader, disk_file, faulty_disk, code: int, requests_of
+) -> None:
     file = threads_reader.add_file(disk_file[0])
     entry = threads_reader.file(file)
     if entry.direct < 0:
@@ -219,6 +206,29 @@ def test_uring_refused(kernels, disk_file, fake_liburing, error, said: str) -> N
         assert (reader.read(reader.add_file(disk_file[0]), 0, CELL) == disk_file[1][:CELL]).all()
 
 
+def test_a_ring_that_breaks(open_reader, disk_file, monkeypatch, requests_of) -> None:
+    """Its reads end with an error, later ones are read by other means, and it is reported."""
+    from hga.kvstore import reader_uring
+
+    def fail(ring):
+        raise OSError(errno.EBADFD, "File descriptor in bad state")
+
+    reader = open_reader("uring")
+    file = reader.add_file(disk_file[0])
+    monkeypatch.setattr(reader_uring.Ring, "ended", fail)
+    requests, out = requests_of(reader, file, 32)
+    tickets = reader.submit(requests)
+    deadline = time.monotonic() + 60
+    while (tickets == 1).any() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert tickets[0] == -errno.EIO and set(tickets.tolist()) <= {2, -errno.EIO}
+    assert "an I/O thread failed and is replaced" in reader.notices[0]
+    tickets = reader.submit(requests)
+    while (tickets == 1).any() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert (tickets == 2).all() and (out == disk_file[1][: 32 * CELL]).all()
+
+
 def test_auto_says_nothing(kernels, disk_file, fake_liburing) -> None:
     from hga.kvstore.reader import Reader
 
@@ -261,122 +271,6 @@ def test_too_many_files(open_reader, disk_file) -> None:
     for file in files:
         reader.remove_file(file)
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-# --- the end ------------------------------------------------------------------------------------
-
-
-class BlockedDisk:
-    """Reads at offset 0 do not end before `go`."""
-
-    def __init__(self) -> None:
-        self.begun, self.go = threading.Event(), threading.Event()
-
-    def __call__(self, fd: int, offset: int, n_bytes: int) -> None:
-        if offset == 0:
-            self.begun.set()
-            self.go.wait(20)
-
-
-@pytest.mark.parametrize("what", ["close", "remove_file"])
-def test_closing_with_a_read_in_flight(open_reader, disk_file, faulty_disk, what: str) -> None:
-    reader, blocked = open_reader("threads", n_threads=1), BlockedDisk()
-    faulty_disk(reader, blocked)
-    file = reader.add_file(disk_file[0])
-    requests, out = requests_of(reader, file, 1)
-    first = reader.submit(requests)
-    assert blocked.begun.wait(60)
-    others, _ = requests_of(reader, file, 3)
-    queued, hints = reader.submit(others[1:]), reader.submit(others[2:], hint=True)
-    closing = threading.Thread(target=lambda: getattr(reader, what)(*[file] * (what != "close")))
-    closing.start()
-    # To wait before they are dropped would be to read them.
-    deadline = time.monotonic() + 60
-    while (queued == 1).any() and time.monotonic() < deadline:
-        time.sleep(0.001)
-    with pytest.raises(StoreError, match=r"cancell?ed"):
-        reader.wait(others[1:], queued)
-    assert hints.tolist() == [-errno.ECANCELED]
-    closing.join(0.1)
-    assert closing.is_alive() and first.tolist() == [1], "the read must end first"
-    blocked.go.set()
-    closing.join(60)
-    assert not closing.is_alive() and first.tolist() == [2]
-    assert (out == disk_file[1][:CELL]).all()
-    with pytest.raises(StoreError, match=r"closed|not open"):
-        reader.read(file, 0, 1)
-
-
-def test_closing_wakes_who_waits(open_reader, disk_file, faulty_disk) -> None:
-    """A thread that waits for a request which is never begun."""
-    reader, blocked = open_reader("threads", n_threads=1, flight_bytes=1), BlockedDisk()
-    faulty_disk(reader, blocked)
-    file = reader.add_file(disk_file[0])
-    reader.submit(requests_of(reader, file, 1)[0])
-    assert blocked.begun.wait(60)
-    waiting = requests_of(reader, file, 2)[0][1:]
-    tickets, errors = reader.submit(waiting), []
-
-    def wait() -> None:
-        try:
-            reader.wait(waiting, tickets)
-        except StoreError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    time.sleep(0.05)
-    closing = threading.Thread(target=reader.close)
-    closing.start()
-    thread.join(60)
-    assert not thread.is_alive() and errors[0].errno == errno.ECANCELED
-    blocked.go.set()
-    closing.join(60)
-    assert not closing.is_alive()
-
-
-def test_closing_leaves_nothing(reader, disk_file) -> None:
-    before, threads = len(os.listdir("/proc/self/fd")), list(reader._threads)
-    for _ in range(3):
-        reader.read(reader.add_file(disk_file[0]), 0, CELL)
-    for _ in range(3):
-        reader.close()
-    assert not any(thread.is_alive() for thread in threads)
-    assert len(os.listdir("/proc/self/fd")) <= before
-    with pytest.raises(StoreError, match="closed"):
-        reader.add_file(disk_file[0])
-
-
-def test_many_readers(open_reader, disk_file) -> None:
-    from hga.kvstore.reader import Reader
-
-    threads = threading.active_count()
-    for i in range(30):
-        with Reader.open(n_threads=i % 5) as reader:
-            reader.read(reader.add_file(disk_file[0]), 0, CELL)
-    assert threading.active_count() == threads
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_fork(reader, disk_file) -> None:
-    """The child may close, and must not read; the parent notices neither."""
-    file = reader.add_file(disk_file[0])
-    reader.read(file, 0, CELL)
-    child = os.fork()
-    if child == 0:
-        signal.alarm(20)
-        try:
-            reader.read(file, 0, CELL)
-        except StoreError as error:
-            reader.close()
-            os._exit(0 if "fork" in str(error) else 2)
-        finally:
-            os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
-    for i in range(20):
-        got = reader.read(file, CELL * i, CELL)
-        assert (got == disk_file[1][CELL * i : CELL * (i + 1)]).all()
 
 
 def test_wrong_bytes_from_the_disk(threads_reader, disk_file, faulty_disk) -> None:

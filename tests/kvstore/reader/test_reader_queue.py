@@ -32,7 +32,8 @@ def setting(open_reader, disk_file, faulty_disk):
     """make(**options) -> (reader, push, runs); make.disk is its disk.
 
     push(cells, hint, generation) -> tickets of cells of CELL bytes by their number in the file."""
-    from hga.kvstore.reader import Request, aligned_bytes
+    from hga.kvstore.memory import aligned_zeros
+    from hga.kvstore.reader import Request
 
     def make(n_threads: int = 0, **options):
         reader = open_reader("threads", n_threads=n_threads, **options)
@@ -41,7 +42,7 @@ def setting(open_reader, disk_file, faulty_disk):
         rooms = []
 
         def push(numbers, hint=False, generation=0):
-            rooms.append(aligned_bytes(CELL * len(numbers)).reshape(-1, CELL))
+            rooms.append(aligned_zeros(CELL * len(numbers)).reshape(-1, CELL))
             requests = [
                 Request(file, CELL * n, CELL, room.ctypes.data)
                 for n, room in zip(numbers, rooms[-1])
@@ -85,16 +86,28 @@ def test_hints_do_not_ride_with_demands(setting) -> None:
     assert runs() == [(0, 1), (1, 3)]
 
 
-def test_neighbours_of_another_file(setting, disk_file) -> None:
-    from hga.kvstore.reader import Request, aligned_bytes
+def test_neighbours_of_another_file(setting, disk_file, tmp_path) -> None:
+    """Never read together, though a small queue has them in the same buckets."""
+    from hga.kvstore.memory import aligned_zeros
+    from hga.kvstore.reader import Request
 
-    reader, _, runs = setting()
-    files = [reader.add_file(disk_file[0]) for _ in range(2)]
-    room = aligned_bytes(2 * CELL)
-    for i, file in enumerate(files):
-        request = Request(file, CELL * i, CELL, room.ctypes.data + CELL * i)
-        reader.submit([request])
-    assert runs() == [(0, 1), (1, 1)]
+    reader, _, runs = setting(n_entries=8)
+    data = [disk_file[1], disk_file[1][::-1].copy()]
+    other = tmp_path / "other"
+    data[1].tofile(other)
+    files = [reader.add_file(path) for path in (disk_file[0], other)]
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        which, first = rng.integers(0, 2, 6), int(rng.integers(500))
+        out, tickets = aligned_zeros(6 * CELL).reshape(-1, CELL), []
+        for i, w in enumerate(which):
+            place = CELL * (first + i)
+            tickets.append(reader.submit([Request(files[w], place, CELL, out[i].ctypes.data)]))
+        runs()
+        for i, w in enumerate(which):
+            place = CELL * (first + i)
+            assert (out[i] == data[w][place : place + CELL]).all()
+    assert reader.stats["merged"] > 0
 
 
 def test_a_promoted_hint(setting) -> None:

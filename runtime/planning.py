@@ -1,0 +1,80 @@
+"""The memory bill of a model file under some options, before anything of it is loaded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hga.kvstore.geometry import Geometry, LayerShape, padded_head_dim
+from hga.kvstore.route import Budget, Router
+from hga.models.plan import ModelPlan
+
+from . import budget
+from .container import ModelFile
+from .expert_budget import ExpertPlacement, place_experts
+from .options import Options
+from .placement import Placement, place
+
+# Process, interpreter, libraries and compiled kernels, measured with the demo model.
+_RUNTIME_BYTES = 160 << 20
+
+
+def geometry_of(plan: ModelPlan, sketch_bits: int) -> Geometry:
+    """Sizes of a model's keys, values and sketches."""
+    return Geometry(
+        tuple(
+            LayerShape(a.n_kv_heads, padded_head_dim(a.head_dim), routed=a.window == 0)
+            for a in (layer.attention for layer in plan.layers)
+        ),
+        sketch_bits,
+    )
+
+
+def place_model(
+    model: ModelFile, geometry: Geometry, ctx: int, options: Options
+) -> ExpertPlacement:
+    """Where experts, and keys and values of a context, go, and the bill."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    fixed = [budget.BillLine("runtime and scratch", _RUNTIME_BYTES)]
+    kv = options.kv
+    if options.attention == "hga-paper":
+        # It reads every key when a chunk closes.
+        fixed.append(budget.BillLine("chunk summaries", geometry.summary_bytes(ctx), True))
+        kv = "ram"
+
+    def place_kv(lines: Sequence[budget.BillLine], to_disk: bool) -> Placement:
+        return place(
+            geometry,
+            tuple(layer.attention.window for layer in model.plan.layers),
+            ctx,
+            model.plan.hidden,
+            Router(options.attention, Budget.parse(options.budget)),
+            lines,
+            "disk" if to_disk and kv == "auto" else kv,
+            options.mem,
+            free,
+        )
+
+    return place_experts(model, options, fixed, place_kv, free)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What a model needs at a context: the bill, and what keys and values take on disk."""
+
+    name: str
+    ctx: int
+    placement: Placement
+    disk_bytes: int
+
+
+def plan_memory(path: Path, options: Options) -> MemoryPlan:
+    """The plan for a packed file, of which only the index is read. Raises as Engine.open, except
+    that a budget that is too small is left to `budget.check`."""
+    with ModelFile.open(path) as model:
+        ctx = options.ctx or model.plan.ctx_train
+        geometry = geometry_of(model.plan, options.sketch_bits)
+        placement = place_model(model, geometry, ctx, options).kv
+        disk = geometry.kv_bytes(ctx) + geometry.sketch_bytes(ctx) if placement.on_disk else 0
+        return MemoryPlan(model.plan.architecture, ctx, placement, disk)
