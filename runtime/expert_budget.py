@@ -17,6 +17,9 @@ from .placement import SEGMENT_TOKENS, Placement
 _SHARE_OF_FREE = 0.8
 # Of what the trunk, the least cache and the least frames leave, where keys and values lie on disk.
 _EXPERTS_SHARE = 0.75
+# Keys and values go to disk where the cache would hold less than two tokens' experts, and half as
+# many again otherwise: below that most of what a token reads are experts.
+_FEW_TOKENS, _MORE = 2, 1.5
 # Tables of a slot and of an expert (runtime/experts.py).
 _TABLE_BYTES = 64
 # Experts that lie in memory whole are mapped from the file up to this: a cache would start threads
@@ -42,6 +45,11 @@ def least_slots(plan: ModelPlan) -> int:
     return min(2 * most_used(plan), n_experts(plan))
 
 
+def token_experts(plan: ModelPlan) -> int:
+    """Experts that a token uses in all layers."""
+    return sum(x.mlp.n_experts_used for x in plan.layers if isinstance(x.mlp, MoePlan))
+
+
 def _prompt_bytes(plan: ModelPlan, ctx: int) -> int:
     """The residual stream of a prompt that passes layer by layer, and the activations of the
     experts of a call."""
@@ -53,34 +61,43 @@ def place_experts(
     model: ModelFile,
     options: Options,
     fixed: Sequence[BillLine],
-    place: Callable[[Sequence[BillLine]], Placement],
+    place: Callable[[Sequence[BillLine], bool], Placement],
     free: int,
 ) -> ExpertPlacement:
     """Choose the slots. fixed: what every bill has besides the weights; place: where keys and
-    values go beside so many lines; free: bytes of free memory."""
+    values go beside so many lines (true: to disk, if the options leave the choice); free: bytes of
+    free memory."""
     plan, slot = model.plan, blob_bytes(model) + _TABLE_BYTES
     every, trunk = n_experts(plan), BillLine("trunk", trunk_bytes(model))
     if every == 0:
-        return ExpertPlacement(0, place([BillLine("weights", trunk.n_bytes), *fixed]))
+        return ExpertPlacement(0, place([BillLine("weights", trunk.n_bytes), *fixed], False))
 
-    scratch = BillLine("a part of a prompt", _prompt_bytes(plan, options.ctx or plan.ctx_train))
+    scratch = BillLine("activations", _prompt_bytes(plan, options.ctx or plan.ctx_train))
+    limit = options.mem if options.mem is not None else int(_SHARE_OF_FREE * free)
 
-    def with_slots(n: int) -> Placement:
-        return place([trunk, BillLine("experts", n * slot), scratch, *fixed])
+    def with_slots(n: int, to_disk: bool = False) -> ExpertPlacement:
+        kv = place([trunk, BillLine("experts", n * slot), scratch, *fixed], to_disk)
+        return ExpertPlacement(n, kv)
+
+    def fitting(to_disk: bool) -> ExpertPlacement:
+        """As many slots as the budget holds."""
+        least = least_slots(plan)
+        kv = with_slots(least, to_disk).kv
+        # Frames take what they find: the experts' part of it is set aside first.
+        left = limit - total(kv.bill) + kv.frame_bytes
+        if kv.on_disk:
+            left = int(_EXPERTS_SHARE * left)
+        return with_slots(min(max(least, least + left // slot), every), to_disk)
 
     if options.expert_cache is not None:
-        n = min(max(options.expert_cache // slot, 1), every)
-        return ExpertPlacement(n, with_slots(n))
-    limit = options.mem if options.mem is not None else int(_SHARE_OF_FREE * free)
+        return with_slots(min(max(options.expert_cache // slot, 1), every))
     whole = with_slots(every)
-    if total(whole.bill) <= limit:
-        small = every * slot <= _MAPPED_BYTES
-        return ExpertPlacement(0 if small else every, whole)
-    least = least_slots(plan)
-    kv = with_slots(least)
-    # Frames take what they find: the experts' part of it is set aside first.
-    left = limit - total(kv.bill) + kv.frame_bytes
-    if kv.on_disk:
-        left = int(_EXPERTS_SHARE * left)
-    n = min(max(least, least + left // slot), every)
-    return ExpertPlacement(n, with_slots(n))
+    if total(whole.kv.bill) <= limit:
+        return ExpertPlacement(0, whole.kv) if every * slot <= _MAPPED_BYTES else whole
+    chosen = fitting(False)
+    if not chosen.kv.on_disk and chosen.n_slots < _FEW_TOKENS * token_experts(plan):
+        # A token reads a small part of its keys and values, and these would take the room.
+        other = fitting(True)
+        if other.n_slots > _MORE * chosen.n_slots and total(other.kv.bill) <= limit:
+            return other
+    return chosen

@@ -32,7 +32,7 @@ def geometry_of(plan: ModelPlan, sketch_bits: int) -> Geometry:
 def place_model(
     model: ModelFile, geometry: Geometry, ctx: int, options: Options
 ) -> ExpertPlacement:
-    """Where experts, keys and values of a context go, and the bill."""
+    """Where experts, and keys and values of a context, go, and the bill."""
     import psutil
 
     free = psutil.virtual_memory().available
@@ -42,12 +42,19 @@ def place_model(
         # It reads every key when a chunk closes.
         fixed.append(budget.BillLine("chunk summaries", geometry.summary_bytes(ctx), True))
         kv = "ram"
-    windows = tuple(layer.attention.window for layer in model.plan.layers)
-    router = Router(options.attention, Budget.parse(options.budget))
 
-    def place_kv(lines: Sequence[budget.BillLine]) -> Placement:
-        hidden = model.plan.hidden
-        return place(geometry, windows, ctx, hidden, router, lines, kv, options.mem, free)
+    def place_kv(lines: Sequence[budget.BillLine], to_disk: bool) -> Placement:
+        return place(
+            geometry,
+            tuple(layer.attention.window for layer in model.plan.layers),
+            ctx,
+            model.plan.hidden,
+            Router(options.attention, Budget.parse(options.budget)),
+            lines,
+            "disk" if to_disk and kv == "auto" else kv,
+            options.mem,
+            free,
+        )
 
     return place_experts(model, options, fixed, place_kv, free)
 

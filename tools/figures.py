@@ -55,11 +55,11 @@ def turn_line(reply: Reply, session: "Session", engine: "Engine") -> str:
     if stats.read_bytes:
         parts.append(f"read {size(stats.read_bytes)}")
     if stats.kv_hit_rate is not None:
-        parts.append(f"{100 * stats.kv_hit_rate:.0f} % of it in memory")
+        parts.append(f"{100 * stats.kv_hit_rate:.1f} % in memory")
     if stats.expert_hit_rate is not None:
-        parts.append(f"experts {100 * stats.expert_hit_rate:.0f} % in memory")
+        parts.append(f"{100 * stats.expert_hit_rate:.1f} % of experts in memory")
     if stats.disk_bytes:
-        parts.append(f"{size(stats.disk_bytes)} from disk")
+        parts.append(f"disk {size(stats.disk_bytes)}")
     budget = engine.options.mem
     memory = f"memory {size(engine.resident_bytes())}"
     parts.append(memory if budget is None else f"{memory} of {size(budget)}")
