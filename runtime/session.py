@@ -17,6 +17,7 @@ from hga.kvstore.geometry import CHUNK_TOKENS
 from hga.kvstore.route import EVERYTHING, PREFILLS, RULES, Budget, Route, Router
 
 from .forward import LOGIT_ROWS
+from .layer_records import with_cells
 from .marks import DECODED, FIRST_OF_A_CALL
 from .placement import SEGMENT_TOKENS
 from .prompt import check_ids, cuts, open_stage, pass_layers
@@ -44,17 +45,7 @@ class Session:
         self.stats = TurnStats()
         self.stop_reason: StopReason | None = None
         self._arena = arena
-        self._layers = engine.weights.layers.copy()
-        if isinstance(arena, DiskArena):
-            for i, shape in enumerate(engine.geometry.layers):
-                if shape.routed:
-                    self._layers[i]["residency"] = arena.frames.records[i : i + 1].ctypes.data
-        for i, sketches in enumerate(self._arena.sketches):
-            self._layers[i]["cells"] = self._arena.cells[i].ctypes.data
-            self._layers[i]["cell_row"] = self._arena.cells[i].strides[0]
-            if sketches is not None:
-                self._layers[i]["sketches"] = sketches.ctypes.data
-                self._layers[i]["head_bytes"] = sketches.strides[0]
+        self._layers = with_cells(engine.weights.layers, arena)
         self._disk = arena.reads if isinstance(arena, DiskArena) else ReadCounts()
         self._expert_reads = engine.expert_reads
         # So that a layer's pages, or experts, that are not in memory are read once a prompt.
