@@ -30,8 +30,8 @@ COUNTERS = 8
 _DAMAGED = (-10001, -10002)
 # Shorter blobs have another kind of XXH3, which no kernel knows.
 _SHORT_BYTES = 240
-# A use counts half as much so many tokens later. Within two points of the best hit rate at every
-# size, on a real and on the synthetic model; recency alone loses up to 15 (docs/log.md).
+# A use counts half as much so many tokens later. Within four points of the best hit rate at every
+# size, on a trained and on the synthetic model; recency alone loses up to 17 (docs/log.md).
 _HALF_LIFE_TOKENS = 16.0
 _NEVER = -1e300
 # Of the experts that a guess names, the likeliest are read ahead.
