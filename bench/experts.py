@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from hga.kvstore.reader import Reader, Request, aligned_bytes
+from hga.kvstore.memory import aligned_zeros
+from hga.kvstore.reader import Reader
+from hga.kvstore.reader_request import Request
 from hga.runtime import Engine, Options, Session
 from hga.runtime.experts import blob_bytes
 from hga.runtime.options import parse_size, parse_tokens
@@ -28,7 +30,7 @@ def drive_bandwidth(engine: Engine, seconds: float = 2.0, at_once: int = 8) -> f
     """Bytes per second of reads of random experts, so many at a time."""
     random, size = np.random.default_rng(0), blob_bytes(engine.model)
     blobs = [s for s in engine.model.segments if ".experts." in s.name]
-    memory = aligned_bytes(size * at_once)
+    memory = aligned_zeros(size * at_once)
     done, begin = 0, time.perf_counter()
     with Reader.open(engine.options.io) as reader:
         file = reader.add_file(engine.model.fileno)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import xxhash
 
 from hga.kernels.formats import FORMATS, Format, n_groups
+from hga.kvstore.memory import aligned_zeros
 from hga.models.plan import ModelPlan
 
 from .container_index import (
@@ -288,14 +289,10 @@ class ModelFile:
         trunk = [s for s in self.segments if ".experts." not in s.name and s.name[:5] != "text."]
         begin = trunk[0].offset
         end = trunk[-1].offset + trunk[-1].nbytes
-        memory = mmap.mmap(-1, end - begin)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
+        self._trunk = aligned_zeros(end - begin)
         for start in range(begin, end, _BLOCK_BYTES):
             size = min(_BLOCK_BYTES, end - start)
-            with memoryview(memory) as view, view[start - begin : start - begin + size] as part:
-                self._read_into(start, part)
-        self._trunk = np.frombuffer(memory, np.uint8)
+            self._read_into(start, self._trunk[start - begin : start - begin + size].data)
         # The bytes pass through the processor anyway: a damaged model is refused, not run.
         for segment in trunk:
             place = segment.offset - begin

@@ -16,6 +16,7 @@ from hga.models.plan import ModelPlan
 from . import budget
 from .container import ModelFile
 from .expert_budget import trunk_bytes
+from .expert_reads import ExpertReads
 from .kv_folder import remove_store, temporary_store
 from .options import Options
 from .planning import geometry_of, place_model
@@ -261,6 +262,11 @@ class Engine:
             raise
         session.saved = saved
         return session
+
+    @property
+    def expert_reads(self) -> ExpertReads:
+        """What experts have cost since the engine was opened; nothing where all lie in memory."""
+        return self.experts.reads if self.experts is not None else ExpertReads()
 
     @property
     def reader(self) -> Reader:

@@ -8,7 +8,6 @@ there are and what is guessed about the next layer changes no result.
 
 import errno
 import math
-import mmap
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from hga.kernels.cpu.params import EXPERTS
 from hga.kvstore.errors import StoreError
+from hga.kvstore.memory import aligned_zeros
 from hga.kvstore.reader import Reader
 from hga.models.plan import ModelPlan, MoePlan
 
@@ -30,8 +30,8 @@ COUNTERS = 8
 _DAMAGED = (-10001, -10002)
 # Shorter blobs have another kind of XXH3, which no kernel knows.
 _SHORT_BYTES = 240
-# A use counts half as much so many tokens later. Within two points of the best hit rate at every
-# size, on a real and on the synthetic model; recency alone loses up to 15 (docs/log.md).
+# A use counts half as much so many tokens later. Within four points of the best hit rate at every
+# size, on a trained and on the synthetic model; recency alone loses up to 17 (docs/log.md).
 _HALF_LIFE_TOKENS = 16.0
 _NEVER = -1e300
 # Of the experts that a guess names, the likeliest are read ahead.
@@ -77,11 +77,8 @@ class ExpertCache:
         self.n_slots = max(1, min(n_slots, n_experts(plan)))
         self._stride = max(x.mlp.n_experts for x in plan.layers if isinstance(x.mlp, MoePlan))
         n, ids = self.n_slots, len(plan.layers) * self._stride
-        self._memory = mmap.mmap(-1, n * self.slot_bytes)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
-        slots = np.frombuffer(self._memory, np.uint8)
-        self._keep: list[NDArray[Any]] = [slots]
+        self._slots = slots = aligned_zeros(n * self.slot_bytes)
+        self._keep: list[NDArray[Any]] = []
         self._record: NDArray[Any] = np.zeros(1, EXPERTS)
         r = self._record[0]
         r["n_slots"], r["slots"], r["slot_bytes"] = n, slots.ctypes.data, self.slot_bytes

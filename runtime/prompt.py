@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hga.kvstore.arena import RamArena
+from hga.kvstore.disk_arena import DiskArena
 from hga.kvstore.geometry import CHUNK_TOKENS
 from hga.kvstore.route import Units
 from hga.kvstore.stage import Stage
@@ -53,6 +54,12 @@ class InMemory:
     def abandon(self) -> None:
         """Give back what was reserved."""
         self._arena.shrink(self._position)
+
+
+def open_stage(arena: RamArena | DiskArena, position: int, end: int) -> Stage | InMemory:
+    """What takes positions position..end of an arena through the layers."""
+    kind = Stage if isinstance(arena, DiskArena) else InMemory
+    return kind(arena, position, end)  # type: ignore[arg-type]
 
 
 def pass_layers(

@@ -15,14 +15,12 @@ from hga.kvstore.arena import RamArena
 from hga.kvstore.disk_arena import DiskArena, ReadCounts
 from hga.kvstore.geometry import CHUNK_TOKENS
 from hga.kvstore.route import EVERYTHING, PREFILLS, RULES, Budget, Route, Router
-from hga.kvstore.stage import Stage
 
-from .expert_reads import ExpertReads
 from .forward import LOGIT_ROWS
 from .layer_records import with_cells
 from .marks import DECODED, FIRST_OF_A_CALL
 from .placement import SEGMENT_TOKENS
-from .prompt import InMemory, check_ids, cuts, pass_layers
+from .prompt import check_ids, cuts, open_stage, pass_layers
 from .session_types import ContextError, Logits, StopReason, TokenSampler
 from .turn_stats import TurnStats
 
@@ -49,7 +47,7 @@ class Session:
         self._arena = arena
         self._layers = with_cells(engine.weights.layers, arena)
         self._disk = arena.reads if isinstance(arena, DiskArena) else ReadCounts()
-        self._expert_reads = engine.experts.reads if engine.experts else ExpertReads()
+        self._expert_reads = engine.expert_reads
         # So that a layer's pages, or experts, that are not in memory are read once a prompt.
         self._by_layers = self.on_disk or engine.experts is not None
         self._logits: Logits = np.zeros(0, np.float32)
@@ -171,11 +169,9 @@ class Session:
     def _pass_layers(
         self, ids: Sequence[int], advance: Callable[[float], None] = lambda share: None
     ) -> NDArray[np.float32]:
-        """Take tokens through one layer after the other; the timeline grows by them. Returns the
-        residual stream, float32 [T, hidden]."""
+        """Append tokens, one layer after the other; their residual stream, float32 [T, hidden]."""
         position, arena = len(self.tokens), self._arena
-        kind = Stage if isinstance(arena, DiskArena) else InMemory
-        stage = kind(arena, position, position + len(ids))  # type: ignore[arg-type]
+        stage = open_stage(arena, position, position + len(ids))
         try:
             units = PREFILLS[self._prefill]
             residual = pass_layers(
@@ -277,9 +273,8 @@ class Session:
         if isinstance(self._arena, DiskArena):
             before, self._disk = self._disk, self._arena.reads
             self.stats.count_disk(before, self._disk)
-        if self._engine.experts is not None:
-            earlier, self._expert_reads = self._expert_reads, self._engine.experts.reads
-            self.stats.count_experts(self._expert_reads - earlier, alone=not self.on_disk)
+        earlier, self._expert_reads = self._expert_reads, self._engine.expert_reads
+        self.stats.count_experts(self._expert_reads - earlier, alone=not self.on_disk)
 
     def generate(
         self, sampler: TokenSampler, max_tokens: int, stop_ids: Collection[int]

@@ -134,7 +134,7 @@ def test_slots_lie_in_one_allocation(model: Path, open_engine: Opened, token_ids
         assert experts is not None
         record = experts._record[0]
         first, end = int(record["slots"]), int(record["slots"]) + 14 * experts.slot_bytes
-        assert first % 4096 == 0 and len(experts._memory) == 14 * experts.slot_bytes
+        assert first % 4096 == 0 and experts._slots.nbytes == 14 * experts.slot_bytes
         with engine.session() as session:
             spoken(session, token_ids(130))
         used = experts._table[experts._table > 0]

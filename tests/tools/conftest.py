@@ -108,7 +108,7 @@ class FakeSession:
         self.stats = SimpleNamespace(
             attended_mean=12.0, kv_bytes=4096, read_bytes=0, decode_tokens=0, prompt_tokens=0,
             reused_tokens=0, prefill_s=0.0, decode_s=0.0, index_bytes=0, mass_recall=None,
-            kv_hit_rate=None, disk_bytes=0, stall_s=0.0,
+            kv_hit_rate=None, expert_hit_rate=None, disk_bytes=0, stall_s=0.0,
         )  # fmt: skip
 
     def fork_point(self, ids):
