@@ -18,6 +18,8 @@ from .budget import BillLine, total
 # Tokens of a prompt that pass a layer together, where keys and values go to disk: the residual
 # stream takes memory, and every further segment reads the earlier pages again.
 SEGMENT_TOKENS = 8192
+# Threads and compiled kernels of the reader, buffers of the store: measured with the demo model.
+_READER_BYTES = 24 << 20
 # Frames beyond this share of all cells would hold what is hardly ever read again.
 _MOST_FRAMES_SHARE = 1 / 2
 # Without --mem, of the memory that is free when the engine opens.
@@ -55,6 +57,7 @@ def _disk_lines(
     cells = (geometry.cell_bytes(i) * geometry.layers[i].n_kv_heads for i in layers)
     segment = min(SEGMENT_TOKENS, ctx)
     return [
+        BillLine("reader of the disk", _READER_BYTES),
         BillLine("last keys and values", recent),
         BillLine("tables of cells", tables, True),
         BillLine("cells of one token", max(cells) * overflow_cells, True),
