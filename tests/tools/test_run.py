@@ -94,7 +94,7 @@ def test_base_model_completes_and_says_so(hga_run, say):
     assert "without a chat template" in err and "after 256 tokens" in err
     assert engine.sessions[0].fed[0] == [256, *b"ab"]
     _, out, err, _ = hga_run(["-p", "ab", "-n", "3"], [say("x" * 9)], template=False)
-    assert out == "xxx\n" and "256" not in err
+    assert out == "xxx\n" and "256 tokens" not in err
     code, _, err, _ = hga_run(["-p", "ab", "-sys", "s"], template=False)
     assert code == 2 and "system prompt needs" in err
 
