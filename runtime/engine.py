@@ -64,6 +64,8 @@ class Engine:
         self.options = options
         self.path = path
         self.notices: list[str] = []
+        # Told what turns out after the notices were there to be read.
+        self._report: Callable[[str], None] | None = None
         self.model = _open_model(path, self.notices)
         try:
             self.plan: ModelPlan = self.model.plan
@@ -87,6 +89,7 @@ class Engine:
         except BaseException:
             self.model.close()
             raise
+        self._report = report
 
     def _note_small_budget(self) -> None:
         options = self.options
@@ -283,6 +286,8 @@ class Engine:
 
     def _note(self, text: str) -> None:
         self.notices.append(text)
+        if self._report is not None:
+            self._report(text)
 
     def _new_arena(self, named: SessionStore | None = None) -> RamArena | DiskArena:
         """An arena over a named session's store, which stays the caller's, or one of its own."""
@@ -290,7 +295,7 @@ class Engine:
             return RamArena(self.geometry, self.ctx)
         store = named or temporary_store(self.geometry, self.options.kv_dir)
         try:
-            return DiskArena(
+            arena = DiskArena(
                 self.geometry,
                 self.ctx,
                 self.windows,
@@ -304,6 +309,10 @@ class Engine:
             if named is None:
                 remove_store(store)
             raise
+        if named is None:
+            for text in store.notices:
+                self._note(text)
+        return arena
 
     def close(self) -> None:
         """Stop the threads and release the model."""

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -249,3 +250,17 @@ def test_a_full_disk_leaves_the_session(
             session.truncate(511)
 
         np.testing.assert_array_equal(run(session, full), expected)
+
+
+def test_how_the_disk_is_really_read_is_said(
+    packed_tiny: Packed, kernel_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although it is known only when the first session begins."""
+    monkeypatch.setitem(sys.modules, "liburing", None)
+    said: list[str] = []
+    options = Options(kv="disk", kv_dir=tmp_path, io="uring", ctx=300)
+    with Engine.open(packed_tiny("qwen3"), options, kernel_cache, said.append) as engine:
+        assert engine.io is None
+        with engine.session():
+            assert engine.io == "threads"
+    assert any("io_uring is not used" in text for text in said)
