@@ -6,9 +6,7 @@ an engine opens; it says what it got and, where that is not the best, why. Today
 CPU (Numba); its parameter blocks are kernels/cpu/params.py.
 """
 
-import contextlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +14,6 @@ from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from .cpu.pool import WorkerPool
-
-Report = Callable[[str], None]
 
 
 @dataclass(slots=True)
@@ -77,42 +73,17 @@ def choose_cpu(cache_root: Path, isa: str | None = None) -> tuple[Path, str | No
     return _selected[0]
 
 
-def _compile_apart(cache_root: Path, isa: str | None) -> None:
-    """Compile in a process of its own, with which the half gigabyte goes that it takes. Where that
-    fails the kernels are compiled when they are imported."""
-    import subprocess
-    import sys
-
-    code = (
-        "import sys; from pathlib import Path; from hga.kernels.ops import open_cpu;"
-        " open_cpu(Path(sys.argv[1]), 2, sys.argv[2] or None, apart=False).close()"
-    )
-    command = [sys.executable, "-P", "-c", code, str(cache_root), isa or ""]
-    nothing = subprocess.DEVNULL
-    with contextlib.suppress(OSError):
-        subprocess.run(command, stdin=nothing, stdout=nothing, stderr=nothing)
+def is_compiled(folder: Path) -> bool:
+    """Whether a folder of compiled kernels holds the forward kernel."""
+    return any(folder.rglob("forward.*.nbc"))
 
 
-def open_cpu(
-    cache_root: Path,
-    n_threads: int | None = None,
-    isa: str | None = None,
-    report: Report | None = None,
-    apart: bool = True,
-) -> Backend:
-    """Compile the CPU kernels, or load them from cache_root, and start the threads.
-
-    report is told before a compilation, which takes some ten seconds; apart: it is another
-    process's. The instruction set is fixed by the first call of a process.
-    """
+def open_cpu(cache_root: Path, n_threads: int | None = None, isa: str | None = None) -> Backend:
+    """Load the CPU kernels from cache_root, or compile them, and start the threads. The
+    instruction set is fixed by the first call of a process."""
     from .cpu import target
 
-    folder, problem = choose_cpu(cache_root, isa)
-    if not any(folder.rglob("forward.*.nbc")):
-        if report is not None:
-            report("compiling kernels for this processor (once; about half a minute)")
-        if apart and problem is None:
-            _compile_apart(folder.parent, isa)
+    _, problem = choose_cpu(cache_root, isa)
     from .cpu.forward import forward
     from .cpu.pool import WorkerPool
 

@@ -78,12 +78,13 @@ class DiskArena(Index):
         self._recent: list[NDArray[np.uint8]] = []
         # The block that each place of `recent` holds, -1: none.
         self._held: list[NDArray[np.int64]] = []
-        self._offsets = []
+        # Per layer int64 [G, 8]: of every cell, in its pages of a block.
+        self.offsets: list[NDArray[np.int64]] = []
         for i in range(len(geometry.layers)):
-            size, count = 2 * geometry.page_bytes(i), recent_blocks(self.windows[i])
+            size, count = geometry.layer_bytes(i), recent_blocks(self.windows[i])
             self._recent.append(aligned_zeros(count * size).reshape(count, size))
             self._held.append(np.full(count, -1, np.int64))
-            self._offsets.append(geometry.cell_offsets(i) - geometry.layer_offset(i))
+            self.offsets.append(geometry.cell_offsets(i) - geometry.layer_offset(i))
             self.frames.place(i, self.places[i], self.sums[i])
         self._files: dict[tuple[Path, int], int] = {}
         self._on_close: Callable[[], None] | None = on_close
@@ -129,7 +130,7 @@ class DiskArena(Index):
             first = block * CELLS_PER_BLOCK
             self.frames.drop(layer, cells, first, first + CELLS_PER_BLOCK)
             base = self._recent[layer][at].ctypes.data
-            cells[:, first : first + CELLS_PER_BLOCK] = base + self._offsets[layer]
+            cells[:, first : first + CELLS_PER_BLOCK] = base + self.offsets[layer]
             held[at] = block
         page: NDArray[np.uint8] = self._recent[layer][at]
         return page

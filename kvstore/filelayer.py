@@ -26,6 +26,27 @@ _NO_ALLOCATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES)
 
 
+def sync_folder(folder: Path) -> None:
+    """Make names made, moved or removed in a folder durable, where folders can be opened."""
+    if os.name == "nt":
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def lock(fd: int) -> None:
+    """Lock an open file for this process alone, until it is closed; BlockingIOError where another
+    process has it. Advisory, and only where there is flock: elsewhere it is the user's care."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 class Files:
     """The system's own files."""
 
@@ -82,14 +103,8 @@ class Files:
         os.fsync(fd)
 
     def sync_folder(self, folder: Path) -> None:
-        """Make names made, moved or removed in a folder durable, where folders can be opened."""
-        if os.name == "nt":
-            return
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        """`sync_folder`."""
+        sync_folder(folder)
 
     def size(self, fd: int) -> int:
         """Bytes of an open file."""

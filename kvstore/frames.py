@@ -37,7 +37,6 @@ class Frames:
     def __init__(self, geometry: Geometry, ctx: int, frame_bytes: int, overflow_cells: int) -> None:
         """frame_bytes: for the frames of all layers; overflow_cells: the most that a KV head of a
         layer reads for one token."""
-        self._geometry = geometry
         self.records: NDArray[Any] = np.zeros(len(geometry.layers), RESIDENCY)
         self._owners: dict[int, NDArray[np.int64]] = {}
         self._tickets: dict[int, NDArray[np.int64]] = {}
@@ -47,13 +46,13 @@ class Frames:
         routed = [i for i, shape in enumerate(geometry.layers) if shape.routed]
         cells = -(-ctx // CELL_TOKENS)
         overflow = min(overflow_cells, cells)
-        most = max((self._head_bytes(i) * geometry.layers[i].n_kv_heads for i in routed), default=0)
+        sizes = (geometry.cell_bytes(i) * geometry.layers[i].n_kv_heads for i in routed)
+        most = max(sizes, default=0)
         shared = aligned_zeros(most * overflow)
         heads = max((geometry.layers[i].n_kv_heads for i in routed), default=0)
         # Tickets, owners, and how many are taken.
         tables = [self._int64(heads, overflow) for _ in range(2)] + [self._int64(heads)]
         self._overflow = tables
-        self.overflow_bytes = shared.nbytes
         self._keep.append(shared)
         for i in routed:
             n_heads, size = geometry.layers[i].n_kv_heads, geometry.cell_bytes(i)
@@ -80,9 +79,6 @@ class Frames:
             names = ("overflow_tickets", "overflow_owners", "overflow_counts")
             for name, table in zip(names, tables, strict=True):
                 r[name] = table.ctypes.data
-
-    def _head_bytes(self, layer: int) -> int:
-        return self._geometry.cell_bytes(layer)
 
     def _int64(self, *shape: int) -> NDArray[np.int64]:
         array = np.zeros(shape, np.int64)
@@ -121,11 +117,6 @@ class Frames:
                 found.append((int(tables[1][head, place]), head, int(tables[0][head, place])))
         tables[0][...] = 0
         return found
-
-    @property
-    def n_frames(self) -> int:
-        """Frames per KV head, the fewest of all layers."""
-        return min((int(self.records[i]["n_frames"]) for i in self._owners), default=0)
 
     @property
     def cell_reads(self) -> CellReads:

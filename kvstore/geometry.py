@@ -55,9 +55,13 @@ class Geometry:
         """One chunk of 64 tokens of a layer."""
         return GROUPS_PER_CHUNK * self.record_bytes(layer) * self.layers[layer].n_kv_heads
 
+    def layer_bytes(self, layer: int) -> int:
+        """The layer's pages of one block."""
+        return CHUNKS_PER_BLOCK * self.page_bytes(layer)
+
     def layer_offset(self, layer: int) -> int:
         """Where the layer's pages begin inside a block."""
-        return CHUNKS_PER_BLOCK * sum(self.page_bytes(i) for i in range(layer))
+        return sum(self.layer_bytes(i) for i in range(layer))
 
     @property
     def block_kv_bytes(self) -> int:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from .errors import StoreError
+from .filelayer import lock
 
 NAME = "lock"
 
@@ -25,7 +26,7 @@ class FolderLock:
         name = session or folder.name
         fd = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
         try:
-            _flock(fd)
+            lock(fd)
         except BlockingIOError:
             holder = _holder(os.read(fd, 200))
             os.close(fd)
@@ -66,12 +67,3 @@ def _holder(text: bytes) -> str:
         return f"this process ({pid})"
     started = f" (since {since})" if since and since.isprintable() else ""
     return f"process {pid}{started}"
-
-
-def _flock(fd: int) -> None:
-    # Advisory and only where there is flock: elsewhere two processes are the user's care.
-    try:
-        import fcntl
-    except ImportError:
-        return
-    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,6 +6,7 @@ import mmap
 import numpy as np
 from numpy.typing import NDArray
 
+PAGE_BYTES = 4096
 # From here on large pages are asked for, as numpy does.
 _LARGE = 4 << 20
 

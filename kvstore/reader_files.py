@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import StoreError
+from .memory import PAGE_BYTES
 
-PAGE_BYTES = 4096
 _AT_EMPTY_PATH, _STATX_DIOALIGN = 0x1000, 0x2000
 # Offsets in struct statx: the mask of what was filled, and two alignments (Linux 6.1).
 _STX_MASK, _STX_DIO_MEM_ALIGN, _STX_DIO_OFFSET_ALIGN = 0, 152, 156

@@ -25,16 +25,13 @@ class Stage:
         # The first block that grows, and those that will be whole.
         self._first = position // BLOCK_TOKENS
         self._whole = range(self._first, end // BLOCK_TOKENS)
-        widest = max(2 * geometry.page_bytes(i) for i in range(self._n_layers))
+        widest = max(geometry.layer_bytes(i) for i in range(self._n_layers))
         self._buffers = [aligned_zeros(widest * self._n_blocks) for _ in range(2)]
         # The block that is begun, whose only copy is in memory.
         self._begun: list[NDArray[np.uint8]] = []
         if position % BLOCK_TOKENS:
             layers = range(self._n_layers)
             self._begun = [arena.recent(layer, self._first).copy() for layer in layers]
-        self._offsets = [
-            (geometry.cell_offsets(i) - geometry.layer_offset(i)) for i in range(self._n_layers)
-        ]
         try:
             for block in self._whole:
                 arena.store.begin_block(block)
@@ -45,16 +42,9 @@ class Stage:
         self._next: Future[None] = self._worker.submit(self._load, 0)
         self._written: list[Future[None]] = []
 
-    @staticmethod
-    def nbytes(arena: DiskArena, end: int) -> int:
-        """Memory that a stage for positions up to `end` takes."""
-        geometry = arena.geometry
-        widest = max(2 * geometry.page_bytes(i) for i in range(len(geometry.layers)))
-        return 2 * widest * n_blocks(end)
-
     def _pages(self, layer: int) -> NDArray[np.uint8]:
         """The layer's pages, uint8 [blocks][pages]."""
-        size = 2 * self._arena.geometry.page_bytes(layer)
+        size = self._arena.geometry.layer_bytes(layer)
         return self._buffers[layer % 2][: size * self._n_blocks].reshape(self._n_blocks, size)
 
     def _load(self, layer: int) -> None:
@@ -78,7 +68,7 @@ class Stage:
         self._next.result()
         if layer + 1 < self._n_layers:
             self._next = self._worker.submit(self._load, layer + 1)
-        pages, offsets = self._pages(layer), self._offsets[layer]
+        pages, offsets = self._pages(layer), self._arena.offsets[layer]
         base = pages.ctypes.data + np.arange(self._n_blocks) * pages.strides[0]
         return np.ascontiguousarray(
             (base[None, :, None] + offsets[:, None, :]).reshape(len(offsets), -1)

@@ -12,10 +12,10 @@ import xxhash
 
 from .errors import SessionError
 from .geometry import BLOCK_TOKENS, CELLS_PER_BLOCK, CELLS_PER_CHUNK, Geometry
+from .memory import PAGE_BYTES
 
 VERSION = 1
-PAGE = 4096
-SEGMENT_HEADER = PAGE
+SEGMENT_HEADER = PAGE_BYTES
 
 _SEGMENT_MAGIC = b"HGASEG\0\0"
 # Magic, version, slots, segment id, bytes of a slot, digest of the block shape.
@@ -89,7 +89,7 @@ class BlockShape:
     @property
     def block_bytes(self) -> int:
         """All of a slot: a multiple of 4096."""
-        return -(-(self.kv_bytes + self.tail_bytes) // PAGE) * PAGE
+        return -(-(self.kv_bytes + self.tail_bytes) // PAGE_BYTES) * PAGE_BYTES
 
     def layer_spans(self) -> list[tuple[int, int, int]]:
         """(first byte, first cell, bytes of a cell) of every layer, and of the end."""

@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from hga.kvstore.filelayer import sync_folder
+
 from .container_index import (
     MAX_INDEX_BYTES,
     PAGE_BYTES,
@@ -31,7 +33,7 @@ from .container_index import (
 )
 from .container_layout import Layout, SegmentPlan
 from .container_plan import ContainerError, encode_plan
-from .durable import open_locked, sync_folder
+from .durable import open_locked
 
 _BLOCK_BYTES = 4 << 20
 # Room for the index and the file system's own blocks, beyond the bytes of the segments.

@@ -1,10 +1,12 @@
-"""Files that one process writes and that survive a crash: an exclusive open, a durable rename."""
+"""Files that one process writes: an exclusive open."""
 
 import contextlib
 import errno
 import os
 from pathlib import Path
 from typing import BinaryIO
+
+from hga.kvstore.filelayer import lock
 
 
 def open_locked(path: Path) -> BinaryIO:
@@ -14,7 +16,7 @@ def open_locked(path: Path) -> BinaryIO:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         file = open(fd, "r+b", buffering=0)  # noqa: SIM115
         try:
-            _lock(fd)
+            lock(fd)
             # Between open and lock, another process may have finished and renamed the file.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(fd), path.stat()):
@@ -28,23 +30,3 @@ def open_locked(path: Path) -> BinaryIO:
             file.close()
             raise
         file.close()
-
-
-def _lock(fd: int) -> None:
-    # Advisory and only where there is flock: elsewhere two packs of one file are the user's care.
-    try:
-        import fcntl
-    except ImportError:
-        return
-    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename durable, where folders can be opened."""
-    if os.name == "nt":
-        return
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -5,6 +5,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import platformdirs
+
 from hga.kvstore.arena import RamArena
 from hga.kvstore.disk_arena import DiskArena
 from hga.kvstore.geometry import GROUP_TOKENS
@@ -14,6 +16,7 @@ from hga.kvstore.store import SessionStore
 from hga.models.plan import ModelPlan
 
 from . import budget
+from .compiling import compile_ahead
 from .container import ModelFile
 from .expert_budget import trunk_bytes
 from .expert_reads import ExpertReads
@@ -63,6 +66,7 @@ class Engine:
     ) -> None:
         self.options = options
         self.path = path
+        self._cache_dir = cache_dir or platformdirs.user_cache_path("hga", appauthor=False)
         self.notices: list[str] = []
         # Told what turns out after the notices were there to be read.
         self._report: Callable[[str], None] | None = None
@@ -85,7 +89,7 @@ class Engine:
             placed = place_model(self.model, self.geometry, self.ctx, options)
             self.placement, self._n_slots = placed.kv, placed.n_slots
             budget.check(self.bill(), options.mem)
-            self._open_kernels(cache_dir, report)
+            self._open_kernels(report)
         except BaseException:
             self.model.close()
             raise
@@ -104,18 +108,21 @@ class Engine:
                 " window and one group)"
             )
 
-    def _open_kernels(self, cache_dir: Path | None, report: Callable[[str], None] | None) -> None:
+    def _open_kernels(self, report: Callable[[str], None] | None) -> None:
         from hga.kernels import ops
 
-        if cache_dir is None:
-            import platformdirs
-
-            cache_dir = platformdirs.user_cache_path("hga", appauthor=False)
+        root = self._cache_dir / "kernels"
+        folder, problem = ops.choose_cpu(root)
+        if not ops.is_compiled(folder):
+            if report is not None:
+                report("compiling kernels for this processor (once; about a minute)")
+            if problem is None:
+                compile_ahead(folder.parent)
         from .forward import ForwardPass
         from .weights import Weights
 
         self.weights = Weights(self.model, cached_experts=self._n_slots > 0)
-        self._backend = ops.open_cpu(cache_dir / "kernels", self.options.threads, report=report)
+        self._backend = ops.open_cpu(root, self.options.threads)
         self.notices += self._backend.notices
         try:
             self.forward_pass = ForwardPass(
@@ -149,7 +156,8 @@ class Engine:
     ) -> Self:
         """Open a packed model.
 
-        cache_dir: where compiled kernels are kept (default: the user's cache folder). report is
+        cache_dir: where compiled kernels are kept, and keys and values on disk unless the options
+        name a folder (default: the user's cache folder). report is
         told what takes long. Raises ContainerError, BudgetError, OSError.
         """
         return cls(Path(path), options or Options(), cache_dir, report)
@@ -198,8 +206,6 @@ class Engine:
         chosen = self.options.sessions_dir or self.options.kv_dir
         if chosen is not None:
             return chosen
-        import platformdirs
-
         return platformdirs.user_state_path("hga", appauthor=False) / "sessions"
 
     def session(
@@ -293,7 +299,8 @@ class Engine:
         """An arena over a named session's store, which stays the caller's, or one of its own."""
         if not self.placement.on_disk:
             return RamArena(self.geometry, self.ctx)
-        store = named or temporary_store(self.geometry, self.options.kv_dir)
+        folder = self.options.kv_dir or self._cache_dir / "kv"
+        store = named or temporary_store(self.geometry, folder)
         try:
             arena = DiskArena(
                 self.geometry,

@@ -11,10 +11,8 @@ from .container import ModelFile
 from .experts import blob_bytes, most_used, n_experts
 from .forward import PREFILL_TOKENS
 from .options import Options
-from .placement import SEGMENT_TOKENS, Placement
+from .placement import SEGMENT_TOKENS, SHARE_OF_FREE, Placement
 
-# Without --mem, of the memory that is free when the engine opens (as runtime/placement.py).
-_SHARE_OF_FREE = 0.8
 # Of what the trunk, the least cache and the least frames leave, where keys and values lie on disk.
 _EXPERTS_SHARE = 0.75
 # Keys and values go to disk where the cache would hold less than two tokens' experts, and half as
@@ -73,7 +71,7 @@ def place_experts(
         return ExpertPlacement(0, place([BillLine("weights", trunk.n_bytes), *fixed], False))
 
     scratch = BillLine("activations", _prompt_bytes(plan, options.ctx or plan.ctx_train))
-    limit = options.mem if options.mem is not None else int(_SHARE_OF_FREE * free)
+    limit = options.mem if options.mem is not None else int(SHARE_OF_FREE * free)
 
     def with_slots(n: int, to_disk: bool = False) -> ExpertPlacement:
         kv = place([trunk, BillLine("experts", n * slot), scratch, *fixed], to_disk)

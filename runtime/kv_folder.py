@@ -15,16 +15,8 @@ from hga.kvstore.store_layout import BlockShape
 _PREFIX = "kv-"
 
 
-def default_folder() -> Path:
-    """The user's cache folder, which lies on a disk where the system's temporary files may not."""
-    import platformdirs
-
-    return platformdirs.user_cache_path("hga", appauthor=False) / "kv"
-
-
-def temporary_store(geometry: Geometry, parent: Path | None) -> SessionStore:
+def temporary_store(geometry: Geometry, parent: Path) -> SessionStore:
     """A store in a new folder of `parent`, for `remove_store`; raises StoreError."""
-    parent = parent or default_folder()
     try:
         parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(parent)

@@ -23,7 +23,7 @@ _READER_BYTES = 24 << 20
 # Frames beyond this share of all cells would hold what is hardly ever read again.
 _MOST_FRAMES_SHARE = 1 / 2
 # Without --mem, of the memory that is free when the engine opens.
-_SHARE_OF_FREE = 0.8
+SHARE_OF_FREE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def _disk_lines(
 ) -> list[BillLine]:
     """What keys and values on disk take in memory besides the frames."""
     layers, blocks = range(len(geometry.layers)), n_blocks(ctx)
-    pages = [2 * geometry.page_bytes(i) for i in layers]
+    pages = [geometry.layer_bytes(i) for i in layers]
     recent = sum(recent_blocks(windows[i]) * pages[i] for i in layers)
     heads = sum(shape.n_kv_heads for shape in geometry.layers)
     tables = blocks * (heads * CELLS_PER_BLOCK * 12 + 24 * len(geometry.layers))
@@ -85,7 +85,7 @@ def place(
     """
     index = BillLine("key sketches", geometry.sketch_bytes(ctx), True)
     in_ram = [*fixed, BillLine("keys and values", geometry.kv_bytes(ctx), True), index]
-    limit = mem if mem is not None else int(_SHARE_OF_FREE * free)
+    limit = mem if mem is not None else int(SHARE_OF_FREE * free)
     if kv == "ram" or (kv == "auto" and total(in_ram) <= limit):
         return Placement(False, 0, 0, tuple(in_ram))
     overflow = _overflow_cells(router, ctx)

@@ -17,12 +17,6 @@ from hga.kvstore.stage import Stage
 from .forward import ForwardPass
 
 
-def check_ids(ids: Sequence[int], vocab_size: int) -> None:
-    """ValueError unless all ids are of the vocabulary."""
-    if len(ids) and not (min(ids) >= 0 and max(ids) < vocab_size):
-        raise ValueError(f"token ids must lie in 0..{vocab_size - 1}")
-
-
 def cuts(position: int, n_tokens: int, step: int) -> list[tuple[int, int]]:
     """Ranges of at most `step` tokens of a prompt at position…, which end at multiples of a chunk,
     where units of a routed prompt do."""
@@ -58,8 +52,9 @@ class InMemory:
 
 def open_stage(arena: RamArena | DiskArena, position: int, end: int) -> Stage | InMemory:
     """What takes positions position..end of an arena through the layers."""
-    kind = Stage if isinstance(arena, DiskArena) else InMemory
-    return kind(arena, position, end)  # type: ignore[arg-type]
+    if isinstance(arena, DiskArena):
+        return Stage(arena, position, end)
+    return InMemory(arena, position, end)
 
 
 def pass_layers(

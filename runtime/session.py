@@ -20,8 +20,8 @@ from .forward import LOGIT_ROWS
 from .layer_records import with_cells
 from .marks import DECODED, FIRST_OF_A_CALL
 from .placement import SEGMENT_TOKENS
-from .prompt import check_ids, cuts, open_stage, pass_layers
-from .session_types import ContextError, Logits, StopReason, TokenSampler
+from .prompt import cuts, open_stage, pass_layers
+from .session_types import ContextError, Logits, StopReason, TokenSampler, check_ids
 from .turn_stats import TurnStats
 
 if TYPE_CHECKING:

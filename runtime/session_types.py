@@ -1,4 +1,4 @@
-"""What callers of a session meet besides it: its errors, and the shapes of what it takes."""
+"""What callers of a session meet besides it: its errors, and what it takes."""
 
 from collections.abc import Sequence
 from typing import Literal, Protocol
@@ -20,3 +20,9 @@ class TokenSampler(Protocol):
     def sample(self, logits: Logits, recent: Sequence[int]) -> int:
         """The next token id."""
         ...
+
+
+def check_ids(ids: Sequence[int], vocab_size: int) -> None:
+    """ValueError unless all ids are of the vocabulary."""
+    if len(ids) and not (min(ids) >= 0 and max(ids) < vocab_size):
+        raise ValueError(f"token ids must lie in 0..{vocab_size - 1}")

@@ -17,13 +17,19 @@ import pytest
 _ROOT = Path(__file__).resolve().parent.parent
 
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[path.stem] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def load_module() -> Callable[[Path], ModuleType]:
+    """load_module(path): a module from a file outside the package, such as a helper of tests."""
+    return _load
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +86,7 @@ def gemma_gguf() -> Path:
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
     """The module tests/tiny_checkpoints.py: config, wide_config, state, write_hf, write_gguf."""
-    return _load("tiny_checkpoints")
+    return _load(Path(__file__).with_name("tiny_checkpoints.py"))
 
 
 @pytest.fixture(scope="session")

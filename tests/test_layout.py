@@ -16,8 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("kernels", "kvstore", "models", "runtime", "tools")
 MAX_LINES = 400
@@ -128,7 +126,6 @@ def test_command_line_entry_points_exist() -> None:
 
 
 def test_wheel_holds_every_module_and_the_commands(tmp_path: Path) -> None:
-    pytest.importorskip("setuptools", minversion="77")
     source, out = tmp_path / "source", tmp_path / "wheel"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):

@@ -20,7 +20,6 @@ from hga.kernels.ops import default_threads
 from hga.kvstore.errors import StoreError
 from hga.kvstore.memory import aligned_zeros
 from hga.kvstore.reader import Reader, Request
-from hga.runtime.kv_folder import default_folder
 from hga.tools.bench import memory_bandwidth
 from hga.tools.errors import OK
 from hga.tools.folders import cache_folder, config_folder, state_folder
@@ -35,7 +34,7 @@ Section = dict[str, Any]
 
 def doctor(values: argparse.Namespace, status: Status) -> int:
     """The command; returns the exit code."""
-    folder = Path(values.kv_dir) if values.kv_dir else default_folder()
+    folder = Path(values.kv_dir) if values.kv_dir else cache_folder() / "kv"
     found: dict[str, Section] = {
         "processor": _processor(values.threads),
         "memory": _memory(values.threads),

@@ -232,20 +232,21 @@ def _attend_listed(
     padded, n_tokens = (n_rows + 3) & ~3, att.GROUP_TOKENS * count
     _widen_listed_keys(cells, groups, count, head_dim, wide)
     b = (n_tokens + WIDTH - 1) // WIDTH * WIDTH
-    r = 0
+    # Numba compiles a function once more for a literal argument: these are none.
+    zero = r = np.int64(0)
     while r < padded:
         n = _rows_at(r, padded)
         s = scores + SCORE_ROW * r
-        _score_rows(queries + QUERY_ROW * r, n, wide, 0, n_tokens, head_dim, s)
+        _score_rows(queries + QUERY_ROW * r, n, wide, zero, n_tokens, head_dim, s)
         for i in range(r, r + n):
-            _mask_row(scores + SCORE_ROW * i, 0, b, 0, n_tokens)
-        _soften(scores, r, n, 0, b)
+            _mask_row(scores + SCORE_ROW * i, zero, b, zero, n_tokens)
+        _soften(scores, r, n, zero, b)
         r += n
     _widen_listed_values(cells, groups, count, head_dim, wide)
-    r = 0
+    r = zero
     while r < padded:
         n = _rows_at(r, padded)
-        _fold(scores, r, n, n_rows, wide, 0, n_tokens, head_dim, partials, totals)
+        _fold(scores, r, n, n_rows, wide, zero, n_tokens, head_dim, partials, totals)
         r += n
 
 
@@ -278,8 +279,8 @@ def attend_tile(
     totals = scores + SCORE_ROW * padded
     partials = totals + row * padded
     _load_queries(q, token_row, rows, n_rows, head_dim, queries)
-    for r in range(n_rows):
-        att.clear_partial(totals + row * r, head_dim)
+    for i in range(n_rows):
+        att.clear_partial(totals + row * i, head_dim)
     for i in range(0, n_listed, att.SPAN_GROUPS):
         count = min(n_listed - i, att.SPAN_GROUPS)
         _attend_listed(
@@ -300,7 +301,7 @@ def attend_tile(
         first = here // (2 * att.GROUP_TOKENS) * 2
         last = (stop + att.GROUP_TOKENS - 1) // att.GROUP_TOKENS
         _widen_keys(cells, first, last, head_dim, wide)
-        r = 0
+        r = np.int64(0)
         while r < padded:
             count = _rows_at(r, padded)
             t0, t1 = _seen(r, count, rows, n_rows, position, window, begin, start)
@@ -314,7 +315,7 @@ def attend_tile(
                 _soften(scores, r, count, a, b)
             r += count
         _widen_values(cells, here, stop, head_dim, wide)
-        r = 0
+        r = np.int64(0)
         while r < padded:
             count = _rows_at(r, padded)
             t0, t1 = _seen(r, count, rows, n_rows, position, window, begin, start)

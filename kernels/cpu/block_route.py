@@ -76,6 +76,6 @@ def route_unit(c: Any, layer: Any, h: Any, t: Any, private: Any) -> Any:
         for i in range(0, end, 64):
             store_f32(best + i, add(load_f32(best + i), load_f32(largest + i)))
     count = routing.select_groups(
-        best, c.unit_sinks, n_past, n_past, n_select, n_select, 1.0, groups
+        best, c.unit_sinks, n_past, n_past, n_select, n_select, np.float32(1), groups
     )
     return count, begin

@@ -18,11 +18,11 @@ from . import elementwise as ew
 from .io_queue import kick, promote, push, withdraw
 from .io_slots import BLOB, CLOCK, CLOCK_ID, HINT, MORE, get
 from .io_worker import PENDING, READ, help_once
+from .layer_mlp import matmul
 from .params import EXPERTS
 from .simd import load_scalar_i32, load_scalar_i64, store_scalar_i64
 from .sync import as_pointer, atomic_load, yield_thread
 from .system_calls import now_ns
-from .tiles import product
 
 JIT = {"nogil": True, "error_model": "numpy"}
 
@@ -235,25 +235,12 @@ def note_failures(c: Any, r: Any, first: Any, end: Any) -> None:
 def guess_next(c: Any, layer: Any, following: Any, r: Any, queue: Any) -> None:
     """Ask for the experts that the next layer's router would choose for the state of this one's
     MLP, as hints."""
-    x, k, m = r.guess, c.hidden, following.router
+    x, k = r.guess, c.hidden
     ew.rms_norm(c.residual, following.mlp_norm, k, c.eps, x.values)
     ew.quantize(x.values, k, x.codes, x.scales, x.sums)
-    n_groups = (m.rows + 15) >> 4
-    product(
-        m.code,
-        m.tiles,
-        m.step,
-        m.cols,
-        x.values,
-        x.codes,
-        x.scales,
-        x.sums,
-        1,
-        0,
-        n_groups,
-        r.guess_logits,
-        64 * n_groups,
-    )
+    # One token, one thread; no literals, for which Numba would compile every product once more.
+    one, thread = np.int64(1), np.int64(0)
+    matmul(following.router, x, one, r.guess_logits, thread, one)
     n_used = following.n_used
     ew.top_experts(r.guess_logits, following.n_experts, n_used, 0, r.expected, r.guess_weights)
     r.n_expected, r.expected_layer = n_used, following.layer_number

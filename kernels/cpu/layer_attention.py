@@ -201,8 +201,10 @@ def attend_token(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: A
             spans = _spans(load_scalar_i64(c.counts + 8 * i))
             n_items, most = n_items + spans, max(most, spans)
     i0, i1 = share(n_items, thread, n)
-    if _attend_spans(c, layer, low, listed, most, i0, i1, 0, private) > 0:
-        _attend_spans(c, layer, low, listed, most, i0, i1, 1, private)
+    waiting = 1
+    for turn in range(2):
+        if waiting > 0:
+            waiting = _attend_spans(c, layer, low, listed, most, i0, i1, turn, private)
     phase = barrier(c.barrier, n, phase)
     count = n_groups
     for h in range(thread, layer.n_heads, n):

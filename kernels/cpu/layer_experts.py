@@ -236,7 +236,8 @@ def expert_mlp(
 
     following: the next layer, or this one where it is the last of the call.
     """
-    n_experts = layer.n_experts
+    # No literals as arguments: Numba compiles a function once more for each.
+    n_experts, first, turn = layer.n_experts, np.int64(0), 0
     phase = _choose(c, layer, thread, n, phase)
     if thread == 0:
         _sort_by_expert(c, layer)
@@ -246,17 +247,16 @@ def expert_mlp(
             _run_expert(c, layer, np.int64(e), thread, n, private)
         phase = barrier(c.barrier, n, phase)
         _clear(c, layer, thread, n)
-        _add_experts(c, layer, 0, n_experts, thread, n, private)
+        _add_experts(c, layer, first, n_experts, thread, n, private)
         return barrier(c.barrier, n, phase)
     r, queue = open_cache(layer), c.io_queue
     if thread == 0:
-        store_scalar_i64(r.ends, plan_wave(c, layer, r, queue, 0))
+        store_scalar_i64(r.ends, plan_wave(c, layer, r, queue, first))
         ahead = following.cache != 0 and following.layer_number > layer.layer_number
         if r.hints > 0 and c.n_tokens == 1 and ahead:
             guess_next(c, layer, following, r, queue)
     phase = barrier(c.barrier, n, phase)
     _clear(c, layer, thread, n)
-    first, turn = np.int64(0), 0
     while first < n_experts:
         end = load_scalar_i64(r.ends + 8 * turn)
         turn = 1 - turn

@@ -3,6 +3,7 @@ split the rows of every product."""
 
 from typing import Any
 
+import numpy as np
 from numba import njit
 
 from . import elementwise as ew
@@ -78,7 +79,8 @@ def dense_mlp(c: Any, layer: Any, thread: Any, n: Any, phase: Any) -> Any:
         x.codes,
         x.scales,
         x.sums,
-        0,
+        # No literal: Numba would compile `activate` once more for it.
+        np.int64(0),
         c.n_tokens,
         thread,
         n,

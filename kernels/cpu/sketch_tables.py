@@ -89,9 +89,27 @@ def write_query(y: Any, head_dim: Any, bits: Any, out: Any) -> None:
 
 
 @njit(**JIT)
-def _store(total: Any, scales: Any, base: Any, out: Any) -> None:
-    """Write (total - base) * scales, exactly: scales have five significant bits."""
-    store_f32(out, fma(as_f32(total), scales, base))
+def _add4(a: Any, queries: Any, offset: Any, places: Any) -> Any:
+    """Four sums, each with what its query's table at an offset has at the places."""
+    q0, q1, q2, q3 = queries
+    a0, a1, a2, a3 = a
+    return (
+        add_bytes(a0, look_up(q0 + offset, places)),
+        add_bytes(a1, look_up(q1 + offset, places)),
+        add_bytes(a2, look_up(q2 + offset, places)),
+        add_bytes(a3, look_up(q3 + offset, places)),
+    )
+
+
+@njit(**JIT)
+def _store4(a: Any, scales: Any, out: Any) -> None:
+    """Write (sum - base) * scales of four sums, exactly: scales have five significant bits."""
+    base = mul(scales, splat_f32(-_BASE))
+    a0, a1, a2, a3 = a
+    store_f32(out, fma(as_f32(a0), scales, base))
+    store_f32(out + 512, fma(as_f32(a1), scales, base))
+    store_f32(out + 1024, fma(as_f32(a2), scales, base))
+    store_f32(out + 1536, fma(as_f32(a3), scales, base))
 
 
 @njit(**JIT)
@@ -102,53 +120,30 @@ def estimate4(block: Any, i: Any, row: Any, bits: Any, queries: Any, out: Any) -
     row: bytes of the codes of 16 keys; queries: four addresses. Writes float32 [16 groups] at out,
     512 bytes further for every next query.
     """
-    q0, q1, q2, q3 = queries
-    codes = block + row * i
-    a0 = a1 = a2 = a3 = splat_i32(_BASE_BITS)
+    zero = splat_i32(_BASE_BITS)
+    codes, a = block + row * i, (zero, zero, zero, zero)
     for j in range(0, row, 64):
         v, o = load_u8(codes + j), 64 + 2 * j
         # The same keys of the next block: the scan is a stream.
         prefetch(codes + j + (8 * row + 128))
-        low, high = low_places(v), high_places(v)
-        a0, a1 = add_bytes(a0, look_up(q0 + o, low)), add_bytes(a1, look_up(q1 + o, low))
-        a2, a3 = add_bytes(a2, look_up(q2 + o, low)), add_bytes(a3, look_up(q3 + o, low))
-        o += 64
-        a0, a1 = add_bytes(a0, look_up(q0 + o, high)), add_bytes(a1, look_up(q1 + o, high))
-        a2, a3 = add_bytes(a2, look_up(q2 + o, high)), add_bytes(a3, look_up(q3 + o, high))
-    scales = load_u4m4(block + 8 * row + 16 * i)
-    base = mul(scales, splat_f32(-_BASE))
-    _store(a0, scales, base, out)
-    _store(a1, scales, base, out + 512)
-    _store(a2, scales, base, out + 1024)
-    _store(a3, scales, base, out + 1536)
+        a = _add4(a, queries, o, low_places(v))
+        a = _add4(a, queries, o + 64, high_places(v))
+    _store4(a, load_u4m4(block + 8 * row + 16 * i), out)
 
 
 @njit(**JIT)
 def estimate8(block: Any, i: Any, row: Any, bits: Any, queries: Any, out: Any) -> None:
     """As `estimate4`, for eight queries: codes are loaded and taken apart once for all."""
     q0, q1, q2, q3, q4, q5, q6, q7 = queries
+    first, second, zero = (q0, q1, q2, q3), (q4, q5, q6, q7), splat_i32(_BASE_BITS)
     codes = block + row * i
-    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = splat_i32(_BASE_BITS)
+    a = b = (zero, zero, zero, zero)
     for j in range(0, row, 64):
         v, o = load_u8(codes + j), 64 + 2 * j
         prefetch(codes + j + (8 * row + 128))
         low, high = low_places(v), high_places(v)
-        a0, a1 = add_bytes(a0, look_up(q0 + o, low)), add_bytes(a1, look_up(q1 + o, low))
-        a2, a3 = add_bytes(a2, look_up(q2 + o, low)), add_bytes(a3, look_up(q3 + o, low))
-        a4, a5 = add_bytes(a4, look_up(q4 + o, low)), add_bytes(a5, look_up(q5 + o, low))
-        a6, a7 = add_bytes(a6, look_up(q6 + o, low)), add_bytes(a7, look_up(q7 + o, low))
-        o += 64
-        a0, a1 = add_bytes(a0, look_up(q0 + o, high)), add_bytes(a1, look_up(q1 + o, high))
-        a2, a3 = add_bytes(a2, look_up(q2 + o, high)), add_bytes(a3, look_up(q3 + o, high))
-        a4, a5 = add_bytes(a4, look_up(q4 + o, high)), add_bytes(a5, look_up(q5 + o, high))
-        a6, a7 = add_bytes(a6, look_up(q6 + o, high)), add_bytes(a7, look_up(q7 + o, high))
+        a, b = _add4(a, first, o, low), _add4(b, second, o, low)
+        a, b = _add4(a, first, o + 64, high), _add4(b, second, o + 64, high)
     scales = load_u4m4(block + 8 * row + 16 * i)
-    base = mul(scales, splat_f32(-_BASE))
-    _store(a0, scales, base, out)
-    _store(a1, scales, base, out + 512)
-    _store(a2, scales, base, out + 1024)
-    _store(a3, scales, base, out + 1536)
-    _store(a4, scales, base, out + 2048)
-    _store(a5, scales, base, out + 2560)
-    _store(a6, scales, base, out + 3072)
-    _store(a7, scales, base, out + 3584)
+    _store4(a, scales, out)
+    _store4(b, scales, out + 2048)

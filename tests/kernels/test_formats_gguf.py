@@ -1,12 +1,11 @@
 """GGUF blocks keep every value in their exact home; the `gguf` dequantiser is the oracle."""
 
+import gguf
 import numpy as np
 import pytest
 
 from hga.kernels.formats import FORMATS, FormatError
 from hga.tools.gguf_blocks import GGUF_TYPES
-
-gguf = pytest.importorskip("gguf")
 
 # Byte offsets of the float16 fields of a block: random bytes there would be NaN or infinite.
 HALF_FIELDS = {

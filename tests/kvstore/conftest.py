@@ -1,6 +1,5 @@
 """A small block shape, a model of a session to compare the store with, and a disk with faults."""
 
-import importlib.util
 import shutil
 import sys
 import tempfile
@@ -16,15 +15,6 @@ from hga.kvstore.store_layout import BlockShape
 
 SHAPE = BlockShape(((2, 256), (1, 512)), 100)
 FINGERPRINT = {"model": "abc", "n_layers": 2, "attention": "hga"}
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 class Twin:
@@ -100,9 +90,9 @@ def _compiled(kernel_cache: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def disk() -> ModuleType:
+def disk(load_module) -> ModuleType:
     """The module fault_disk.py."""
-    return _load("fault_disk")
+    return load_module(Path(__file__).with_name("fault_disk.py"))
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def play(twin, folder, files):
     try:
         for _ in run:
             pass
-    except (StoreError, BaseException) as error:
+    except BaseException as error:
         if not (isinstance(error, StoreError) or type(error).__name__ == "PowerCut"):
             raise
         ended = error

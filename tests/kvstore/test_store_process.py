@@ -73,9 +73,9 @@ def test_a_full_disk(twin, tmp_path, read_state):
     try:
         done = subprocess.run(command, capture_output=True)
     except FileNotFoundError:
-        pytest.skip("no mount command")
+        pytest.skip("a small file system needs the command mount")
     if done.returncode:
-        pytest.skip("a small file system cannot be mounted here")
+        pytest.skip(f"a small file system cannot be mounted here: {done.stderr!r}")
     try:
         each = twin(mount / "a").create()
         each.turn(300)
@@ -113,7 +113,7 @@ def test_a_full_disk(twin, tmp_path, read_state):
 
 
 def test_a_limit_on_the_size_of_files(twin, tmp_path, read_state):
-    resource = pytest.importorskip("resource")
+    resource = pytest.importorskip("resource", reason="limits and sizes of processes are POSIX's")
     each = twin(tmp_path / "a").create()
     each.turn(100)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -11,8 +11,8 @@ ARCHS = ["llama", "qwen2", "qwen3", "qwen3_moe", "gemma3"]
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_transformers_round_trip(tiny_hf, tmp_path, arch):
-    pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch", reason="see make setup-oracle")
+    transformers = pytest.importorskip("transformers", reason="see make setup-oracle")
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         tiny_hf(arch), output_loading_info=True
     )

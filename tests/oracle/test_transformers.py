@@ -100,8 +100,8 @@ def config(tiny: ModuleType, case: Case) -> dict[str, object]:
 
 
 def transformers_model(tiny: ModuleType, folder: Path, case: Case) -> Any:
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch", reason="see make setup-oracle")
+    transformers = pytest.importorskip("transformers", reason="see make setup-oracle")
     if case.dtype == "fp8":
         cfg = config(tiny, case)
         values = tiny.held(cfg, "fp8")

@@ -295,7 +295,7 @@ def test_another_layout_starts_over(tmp_path: Path) -> None:
 
 
 def test_two_writers_of_one_file_are_refused(tmp_path: Path) -> None:
-    pytest.importorskip("fcntl")
+    pytest.importorskip("fcntl", reason="no file locks on this system")
     layout = plan_layout(model_plan(), matrix_formats(model_plan(), "q8"), TEXTS)
     with (
         ContainerWriter(tmp_path / "m.hga", layout, {}),

@@ -8,7 +8,7 @@ import pytest
 
 from hga.kernels import ops
 from hga.kernels.formats import FORMATS
-from hga.kvstore import geometry, route
+from hga.kvstore import frames, geometry, route
 from hga.runtime import experts, forward, weights
 
 
@@ -64,6 +64,12 @@ def test_experts() -> None:
     assert experts._SHORT_BYTES == blob_sum.SHORT_BYTES
 
 
+def test_frames() -> None:
+    from hga.kernels.cpu import residency
+
+    assert frames.COUNTERS == residency.COUNTERS
+
+
 def test_parameter_blocks_are_words() -> None:
     from hga.kernels.cpu import params
 
@@ -73,5 +79,6 @@ def test_parameter_blocks_are_words() -> None:
             return 1
         return sum(words(field[0]) for field in kind.fields.values())
 
-    for block in (params.CALL, params.EXPERTS, params.LAYER, params.MATRIX, params.ROWS):
+    blocks = (params.CALL, params.EXPERTS, params.LAYER, params.MATRIX)
+    for block in (*blocks, params.RESIDENCY, params.ROWS):
         assert block.itemsize == 8 * words(block), "no padding between fields"

@@ -1,7 +1,5 @@
 """bench/synthetic.py writes packed models that open, verify and speak."""
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,21 +10,16 @@ from hga.runtime.container import ModelFile
 from hga.runtime.engine import Engine
 
 
-def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("fmt", ["q4", "fp8"])
 def test_a_small_one(
-    repo_root: Path, tmp_path: Path, open_engine: Callable[..., Engine], fmt: str
+    repo_root: Path,
+    tmp_path: Path,
+    open_engine: Callable[..., Engine],
+    load_module: Callable[[Path], ModuleType],
+    fmt: str,
 ) -> None:
-    synthetic = _load(repo_root / "bench" / "synthetic.py")
-    trace = _load(repo_root / "bench" / "expert_trace.py")
+    synthetic = load_module(repo_root / "bench" / "synthetic.py")
+    trace = load_module(repo_root / "bench" / "expert_trace.py")
     small = {
         "num_hidden_layers": 3,
         "hidden_size": 256,

@@ -6,6 +6,7 @@ import shutil
 from collections import namedtuple
 from pathlib import Path
 
+import gguf
 import ml_dtypes
 import numpy as np
 import pytest
@@ -320,7 +321,6 @@ def test_progress_counts_bytes_up_to_the_whole(tiny_hf, tmp_path) -> None:
 @pytest.mark.oracle
 @pytest.mark.parametrize("fixture", ["smollm2_gguf", "gemma_gguf"])
 def test_a_real_gguf_keeps_its_values(request, tmp_path, fixture) -> None:
-    gguf = pytest.importorskip("gguf")
     path = request.getfixturevalue(fixture)
     report = pack(path, tmp_path / "m.hga")
     assert report.changed == ()

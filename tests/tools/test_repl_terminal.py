@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-pty = pytest.importorskip("pty")
-termios = pytest.importorskip("termios")
-fcntl = pytest.importorskip("fcntl")
+pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
+termios = pytest.importorskip("termios", reason="no pseudo-terminals on this system")
+fcntl = pytest.importorskip("fcntl", reason="no pseudo-terminals on this system")
 
 WAIT_S = 90
 

@@ -49,7 +49,7 @@ def open_reader(kernels: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
             reader = Reader.open(mode, **options)
         made.append(reader)
         if reader.mode != mode:
-            pytest.skip(f"{reader.notices}")
+            pytest.skip(f"reads by {mode} cannot be had here: {'; '.join(reader.notices)}")
         return reader
 
     yield make

@@ -1,8 +1,9 @@
 """Reads of every mode give the bytes of the file; errors name what could not be read."""
 
 import os
-import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -75,29 +76,27 @@ def cells(reader, file: int, data: np.ndarray, offsets: list[int], verified: boo
     return requests, out
 
 
+def in_threads(n: int, work: Callable[[int], None]) -> None:
+    """Run work(0), work(1), … in n threads and raise what one of them raises."""
+    with ThreadPoolExecutor(n) as pool:
+        list(pool.map(work, range(n)))
+
+
 def test_many_threads(reader, disk_file) -> None:
     """Thousands of small reads, verified, while others do the same."""
     path, data = disk_file
-    file, errors = reader.add_file(path), []
+    file = reader.add_file(path)
     table = data.reshape(-1, CELL)
 
     def work(seed: int) -> None:
-        try:
-            rng = np.random.default_rng(seed)
-            for _ in range(8):
-                numbers = rng.integers(0, len(table), 100)
-                requests, out = cells(reader, file, data, (numbers * CELL).tolist())
-                reader.wait(requests, reader.submit(requests, hint=bool(rng.integers(2))))
-                assert (out == table[numbers]).all()
-        except BaseException as error:
-            errors.append(error)
+        rng = np.random.default_rng(seed)
+        for _ in range(8):
+            numbers = rng.integers(0, len(table), 100)
+            requests, out = cells(reader, file, data, (numbers * CELL).tolist())
+            reader.wait(requests, reader.submit(requests, hint=bool(rng.integers(2))))
+            assert (out == table[numbers]).all()
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
+    in_threads(4, work)
     stats = reader.stats
     assert stats["requests"] == 3200 and stats["bytes"] == 3200 * CELL
     assert stats["errors"] == stats["wrong_sums"] == 0
@@ -110,41 +109,33 @@ def test_hints_dropped_and_promoted_under_way(reader, disk_file) -> None:
     from hga.kernels.cpu import io_entry
 
     path, data = disk_file
-    file, errors = reader.add_file(path), []
+    file = reader.add_file(path)
     table = data.reshape(-1, CELL)
 
     def work(seed: int) -> None:
-        try:
-            rng = np.random.default_rng(seed)
-            for generation in range(40):
-                numbers = rng.integers(0, len(table), 60)
-                requests, out = cells(reader, file, data, (numbers * CELL).tolist(), False)
-                tickets = reader.submit(requests, hint=True, generation=generation)
-                reader.cancel_hints(int(rng.integers(generation + 2)))
-                for i in rng.permutation(60)[:20]:
-                    ticket = tickets.ctypes.data + 8 * int(i)
-                    if rng.integers(2):
-                        io_entry.promote(reader.address, ticket)
-                    if io_entry.wait_all(reader.address, ticket, 1):
-                        assert (out[i] == table[numbers[i]]).all()
-                    else:
-                        assert tickets[i] == 0
-                        reader.wait([requests[i]], reader.submit([requests[i]]))
-                        assert (out[i] == table[numbers[i]]).all()
-                reader.cancel_hints(generation + 1)
-                io_entry.wait_all(reader.address, tickets.ctypes.data, 60)
-                assert set(tickets.tolist()) <= {0, 2}
-                read = tickets == 2
-                assert (out[read] == table[numbers[read]]).all()
-        except BaseException as error:
-            errors.append(error)
+        rng = np.random.default_rng(seed)
+        for generation in range(40):
+            numbers = rng.integers(0, len(table), 60)
+            requests, out = cells(reader, file, data, (numbers * CELL).tolist(), False)
+            tickets = reader.submit(requests, hint=True, generation=generation)
+            reader.cancel_hints(int(rng.integers(generation + 2)))
+            for i in rng.permutation(60)[:20]:
+                ticket = tickets.ctypes.data + 8 * int(i)
+                if rng.integers(2):
+                    io_entry.promote(reader.address, ticket)
+                if io_entry.wait_all(reader.address, ticket, 1):
+                    assert (out[i] == table[numbers[i]]).all()
+                else:
+                    assert tickets[i] == 0
+                    reader.wait([requests[i]], reader.submit([requests[i]]))
+                    assert (out[i] == table[numbers[i]]).all()
+            reader.cancel_hints(generation + 1)
+            io_entry.wait_all(reader.address, tickets.ctypes.data, 60)
+            assert set(tickets.tolist()) <= {0, 2}
+            read = tickets == 2
+            assert (out[read] == table[numbers[read]]).all()
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors, errors
+    in_threads(3, work)
     stats = reader.stats
     assert stats["requests"] + stats["cancelled"] >= 3 * 40 * 60 and stats["errors"] == 0
 

@@ -131,7 +131,7 @@ def test_many_readers(open_reader, disk_file) -> None:
     assert threading.active_count() == threads
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot fork on this system")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_fork(reader, disk_file) -> None:
     """The child may close, and must not read; the parent notices neither."""

@@ -97,7 +97,7 @@ def test_direct_reads_where_they_are_aligned(threads_reader, disk_file, faulty_d
     file = threads_reader.add_file(disk_file[0])
     entry = threads_reader.file(file)
     if entry.direct < 0:
-        pytest.skip(f"{threads_reader.notices}")
+        pytest.skip(f"no O_DIRECT here: {'; '.join(threads_reader.notices)}")
     for offset, n_bytes, direct in ((0, CELL, True), (8192, 65536, True), (1, CELL, False)):
         threads_reader.read(file, offset, n_bytes)
         assert disk.calls[-1][0] == (entry.direct if direct else entry.buffered)
@@ -160,7 +160,7 @@ def test_direct_refused_later(
     file = threads_reader.add_file(disk_file[0])
     entry = threads_reader.file(file)
     if entry.direct < 0:
-        pytest.skip(f"{threads_reader.notices}")
+        pytest.skip(f"no O_DIRECT here: {'; '.join(threads_reader.notices)}")
     disk = faulty_disk(threads_reader, lambda fd, *_: -code if fd == entry.direct else None)
     for _ in range(3):
         requests, out = requests_of(threads_reader, file, 4)
@@ -172,7 +172,7 @@ def test_direct_refused_later(
     ]
 
 
-@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="no tmpfs")
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="no file system in memory at /dev/shm")
 def test_a_file_system_in_memory(reader) -> None:
     """Refuses O_DIRECT or not, by version."""
     fd = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR)
