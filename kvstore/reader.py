@@ -198,6 +198,13 @@ class Reader:
                 if ticket != io_queue.READ:
                     raise self.error(ticket, request.file, request.offset, request.n_bytes)
 
+    def settle(self, tickets: NDArray[np.int64]) -> None:
+        """Wait until no ticket is PENDING, however its read ended."""
+        from hga.kernels.cpu import io_entry
+
+        self._check_process()
+        io_entry.wait_all(self.address, tickets.ctypes.data, len(tickets))
+
     def read(
         self,
         file: int,

@@ -8,6 +8,8 @@ there are and what is guessed about the next layer changes no result.
 
 import errno
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -74,7 +76,8 @@ class ExpertCache:
         plan = model.plan
         self._model, self._reader = model, reader
         self.slot_bytes = blob_bytes(model)
-        self.n_slots = max(1, min(n_slots, n_experts(plan)))
+        self._n_experts = n_experts(plan)
+        self.n_slots = max(1, min(n_slots, self._n_experts))
         self._stride = max(x.mlp.n_experts for x in plan.layers if isinstance(x.mlp, MoePlan))
         n, ids = self.n_slots, len(plan.layers) * self._stride
         self._slots = slots = aligned_zeros(n * self.slot_bytes)
@@ -102,7 +105,7 @@ class ExpertCache:
                 self._place(weights, i, layer.mlp, addresses)
         # With fewer slots than this a hint would take them from what is needed now; with all of
         # them nothing is left to be read.
-        useful = 4 * most_used(plan) <= self.n_slots < n_experts(plan)
+        useful = 4 * most_used(plan) <= self.n_slots < self._n_experts
         self._switch = HintSwitch() if useful and hints == "auto" else None
         r["hints"] = _HINTED_RANKS if useful and hints != "off" else 0
         self._tokens = 0
@@ -144,6 +147,32 @@ class ExpertCache:
     def hints(self) -> int:
         """How many of the next layer's experts are asked for ahead, at most; 0: none."""
         return int(self._record[0]["hints"])
+
+    @property
+    def spare_bytes(self) -> int:
+        """Memory of the slots that a prompt can do without: all but one layer's, or none where
+        every expert has a slot."""
+        if self.n_slots == self._n_experts:
+            return 0
+        return max(0, self.n_slots - self._stride) * self.slot_bytes
+
+    @contextmanager
+    def lend(self, n_bytes: int) -> Iterator[NDArray[np.uint8]]:
+        """Memory of slots, uint8 [n_bytes] that begins at a page, for something else than experts
+        until the context ends; at most spare_bytes. A long prompt leaves few experts of use behind
+        anyway. What the slots held is read again when it is needed."""
+        assert n_bytes <= self.spare_bytes
+        kept = self.n_slots - -(-n_bytes // self.slot_bytes)
+        self._reader.settle(self._tickets[kept:])
+        # A failed read has its owner's entry undone by `check`; here it goes with the others.
+        owners = self._owners[kept:]
+        self._table[owners[owners >= 0]] = 0
+        self._owners[kept:], self._stamps[kept:], self._tickets[kept:] = -1, -1, 0
+        self._record[0]["n_slots"], self._record[0]["n_hinted"] = kept, 0
+        try:
+            yield self._slots[kept * self.slot_bytes :][:n_bytes]
+        finally:
+            self._record[0]["n_slots"] = self.n_slots
 
     def begin(self, n_tokens: int) -> None:
         """Note that n_tokens are about to pass the layers."""

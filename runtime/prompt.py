@@ -2,7 +2,8 @@
 that every layer reads its earlier pages and its experts once, however long the prompt is. A token's
 arithmetic is that in memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from hga.kvstore.geometry import CHUNK_TOKENS
 from hga.kvstore.route import Units
 from hga.kvstore.stage import Stage
 
+from .experts import ExpertCache
 from .forward import ForwardPass
+from .placement import SEGMENT_TOKENS
 
 
 def cuts(position: int, n_tokens: int, step: int) -> list[tuple[int, int]]:
@@ -57,6 +60,22 @@ def open_stage(arena: RamArena | DiskArena, position: int, end: int) -> Stage | 
     return InMemory(arena, position, end)
 
 
+@contextmanager
+def residual_memory(
+    n_tokens: int, hidden: int, experts: ExpertCache | None = None
+) -> Iterator[NDArray[np.float32]]:
+    """Memory for the residual stream of n_tokens or of a part of them, float32 [t, hidden]: of
+    SEGMENT_TOKENS, or more where a cache of experts has slots to lend for it."""
+    part = min(n_tokens, SEGMENT_TOKENS)
+    spare = experts.spare_bytes // (4 * hidden) if experts is not None else 0
+    lent = min(n_tokens, spare)
+    if experts is None or lent <= part:
+        yield np.empty((part, hidden), np.float32)
+        return
+    with experts.lend(4 * lent * hidden) as memory:
+        yield memory.view(np.float32).reshape(lent, hidden)
+
+
 def pass_layers(
     forward: ForwardPass,
     layers: NDArray[Any],
@@ -65,15 +84,15 @@ def pass_layers(
     stage: Stage | InMemory,
     units: Units,
     advance: Callable[[float], None],
-) -> NDArray[np.float32]:
-    """Take ids at positions position… through all layers; the residual stream, float32
-    [T, hidden].
+    residual: NDArray[np.float32],
+) -> None:
+    """Take ids at positions position… through all layers.
 
     layers: LAYER records, of which a copy gets the stage's cells. advance hears the share done.
+    residual: float32 [T, hidden], written: the residual stream behind the last layer.
     """
     layers, tokens = layers.copy(), np.asarray(ids, np.int64)
     parts = cuts(position, len(ids), forward.block_tokens)
-    residual = np.empty((len(ids), forward.hidden), np.float32)
     for a, b in parts:
         forward.embed(layers, tokens[a:b], residual[a:b])
     layers["residency"] = 0
@@ -84,4 +103,3 @@ def pass_layers(
             forward.run_layer(layers, i, residual[a:b], position + a, units)
             advance((i + b / len(ids)) / len(layers))
         stage.end_layer(i)
-    return residual

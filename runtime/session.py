@@ -19,8 +19,7 @@ from hga.kvstore.route import EVERYTHING, PREFILLS, RULES, Budget, Route, Router
 from .forward import LOGIT_ROWS
 from .layer_records import with_cells
 from .marks import DECODED, FIRST_OF_A_CALL
-from .placement import SEGMENT_TOKENS
-from .prompt import cuts, open_stage, pass_layers
+from .prompt import cuts, open_stage, pass_layers, residual_memory
 from .session_types import ContextError, Logits, StopReason, TokenSampler, check_ids
 from .turn_stats import TurnStats
 
@@ -167,16 +166,20 @@ class Session:
         self.marks += bytes((mark,)).ljust(len(ids), b"\0")
 
     def _pass_layers(
-        self, ids: Sequence[int], advance: Callable[[float], None] = lambda share: None
+        self,
+        ids: Sequence[int],
+        memory: NDArray[np.float32] | None = None,
+        advance: Callable[[float], None] = lambda share: None,
     ) -> NDArray[np.float32]:
-        """Append tokens, one layer after the other; their residual stream, float32 [T, hidden]."""
+        """Append tokens, one layer after the other; their residual stream, float32 [T, hidden], in
+        `memory` of as many tokens or more (None: new memory)."""
         position, arena = len(self.tokens), self._arena
         stage = open_stage(arena, position, position + len(ids))
         try:
-            units = PREFILLS[self._prefill]
-            residual = pass_layers(
-                self._forward, self._layers, ids, position, stage, units, advance
-            )
+            units, hidden = PREFILLS[self._prefill], self._forward.hidden
+            residual = np.empty((len(ids), hidden), np.float32) if memory is None else memory
+            residual = residual[: len(ids)]
+            pass_layers(self._forward, self._layers, ids, position, stage, units, advance, residual)
             stage.finish()
         except BaseException:
             stage.abandon()
@@ -219,21 +222,22 @@ class Session:
     def _feed_by_layers(
         self, token_ids: Sequence[int], progress: Callable[[int, int], None] | None
     ) -> None:
-        total = len(token_ids)
-        for first in range(0, total, SEGMENT_TOKENS):
-            part, start = token_ids[first : first + SEGMENT_TOKENS], time.perf_counter()
+        total, hidden = len(token_ids), self._forward.hidden
+        with residual_memory(total, hidden, self._engine.experts) as memory:
+            for first in range(0, total, len(memory) or 1):
+                part, start = token_ids[first : first + len(memory)], time.perf_counter()
 
-            def advance(share: float, first: int = first, n: int = len(part)) -> None:
-                if progress is not None and share < 1:
-                    progress(first + int(share * n), total)
+                def advance(share: float, first: int = first, n: int = len(part)) -> None:
+                    if progress is not None and share < 1:
+                        progress(first + int(share * n), total)
 
-            residual = self._pass_layers(part, advance)
-            self.stats.prompt_tokens += len(part)
-            if first + len(part) == total:
-                self._logits = self._head(residual[-1:])[0].copy()
-            self.stats.prefill_s += time.perf_counter() - start
-            if progress is not None:
-                progress(first + len(part), total)
+                residual = self._pass_layers(part, memory, advance)
+                self.stats.prompt_tokens += len(part)
+                if first + len(part) == total:
+                    self._logits = self._head(residual[-1:])[0].copy()
+                self.stats.prefill_s += time.perf_counter() - start
+                if progress is not None:
+                    progress(first + len(part), total)
 
     def step(self, token: int) -> Logits:
         """Append one token as decoding does (routed unless attention is dense); its logits [V]."""
@@ -310,13 +314,13 @@ class Session:
             return
         check_ids(token_ids, self._engine.plan.vocab_size)
         if self._by_layers:
-            for first in range(0, len(token_ids), SEGMENT_TOKENS):
-                part = token_ids[first : first + SEGMENT_TOKENS]
-                residual = self._pass_layers(part)
-                for at in range(0, len(part), LOGIT_ROWS):
-                    logits = self._head(residual[at : at + LOGIT_ROWS])
-                    self._logits = logits[-1].copy()
-                    yield logits
+            with residual_memory(len(token_ids), self._forward.hidden) as memory:
+                for first in range(0, len(token_ids), len(memory) or 1):
+                    residual = self._pass_layers(token_ids[first : first + len(memory)], memory)
+                    for at in range(0, len(residual), LOGIT_ROWS):
+                        logits = self._head(residual[at : at + LOGIT_ROWS])
+                        self._logits = logits[-1].copy()
+                        yield logits
             return
         for first in range(0, len(token_ids), LOGIT_ROWS):
             block = token_ids[first : first + LOGIT_ROWS]

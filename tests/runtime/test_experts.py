@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import xxhash
 
+from hga.runtime import prompt
 from hga.runtime.budget import BudgetError
 from hga.runtime.container import ContainerError
 from hga.runtime.engine import Engine, Session
@@ -126,6 +127,47 @@ def test_a_long_prompt_reads_every_expert_once(
             read = stats.reads + stats.hints - stats.withdrawn
             assert stats.reads > 0 and stats.read_bytes == read * engine.experts.slot_bytes
             assert session.stats.expert_hit_rate == stats.hit_rate
+
+
+@pytest.mark.parametrize("kv", ["ram", "disk"])
+@pytest.mark.parametrize("hints", ["off", "on"])
+def test_the_parts_of_a_prompt_are_as_long_as_slots_can_be_lent(
+    model: Path,
+    open_engine: Opened,
+    token_ids: Ids,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kv: str,
+    hints: str,
+) -> None:
+    ids = token_ids(1160)
+    with open_engine(model, ctx=1200) as engine, engine.session() as session:
+        expected = long_talk(session, ids)
+    monkeypatch.setattr(prompt, "SEGMENT_TOKENS", 64)
+    options = {"ctx": 1200, "kv": kv, "kv_dir": tmp_path, "expert_hints": hints}
+    with cached(model, open_engine, 30, **options) as engine, engine.session() as session:
+        experts = engine.experts
+        assert experts is not None and experts.spare_bytes == 18 * experts.slot_bytes
+        assert experts.spare_bytes >= 4 * 1100 * engine.plan.hidden
+        for token in ids[:5]:
+            session.step(token)
+        session.truncate(0)
+        before = experts.reads.reads
+        session.feed(ids[:1100])
+        assert experts.reads.reads - before <= N_EXPERTS * N_LAYERS
+        assert experts._record[0]["n_slots"] == 30
+        owners = experts._owners
+        assert (experts._table[owners[owners >= 0]] - 1 == np.flatnonzero(owners >= 0)).all()
+        assert (experts._table > 0).sum() == experts.resident
+        session.truncate(0)
+        np.testing.assert_array_equal(long_talk(session, ids), expected)
+
+        def stop(done: int, total: int) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            session.feed(ids[:20] * 2, stop)
+        assert experts._record[0]["n_slots"] == 30
 
 
 def test_slots_lie_in_one_allocation(model: Path, open_engine: Opened, token_ids: Ids) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from hga.kvstore.errors import StoreError
+from hga.runtime import prompt as prompt_module
 from hga.runtime import session as session_module
 from hga.runtime.engine import Engine, Session
 from hga.runtime.options import OptionError, Options
@@ -151,7 +152,7 @@ def test_segments_of_a_prompt_change_nothing(
     with on_disk(model, ctx=1000).session() as session:
         session.feed(ids)
         expected = session.logits.copy()
-    monkeypatch.setattr(session_module, "SEGMENT_TOKENS", segment)
+    monkeypatch.setattr(prompt_module, "SEGMENT_TOKENS", segment)
     done = []
     with on_disk(model, ctx=1000).session() as session:
         session.feed(ids, lambda n, total: done.append((n, total)))
