@@ -1,10 +1,10 @@
 """Geometry: how many bytes keys, values and sketches take, and where a record lies in a page.
 
 A page is one chunk of 64 tokens of one layer: for each KV head eight groups of 8 tokens, a record
-each, keys and values adjacent, float16 (kernels/cpu/attention.py, docs/format.md). Two records of
-a KV head are a cell, what is read at a time. Two chunks are a block, what is written at a time:
-the pages of a layer lie together, layer after layer. This is the only place with offset arithmetic
-outside the kernels.
+each, keys and values adjacent, float16 or int8 (kernels/cpu/records.py, docs/format.md). Two
+records of a KV head are a cell, what is read at a time. Two chunks are a block, what is written at
+a time: the pages of a layer lie together, layer after layer. This is the only place with offset
+arithmetic outside the kernels.
 """
 
 from dataclasses import dataclass
@@ -22,6 +22,8 @@ GROUPS_PER_BLOCK = 16
 BLOCK_TOKENS = GROUPS_PER_BLOCK * GROUP_TOKENS
 CHUNKS_PER_BLOCK = BLOCK_TOKENS // CHUNK_TOKENS
 CELLS_PER_BLOCK = BLOCK_TOKENS // CELL_TOKENS
+# Scales of a group in int8: float16, of 8 keys and 8 values.
+SCALE_BYTES = 32
 # The published rule sums up a chunk and its groups of 16 tokens, a vector each.
 VECTORS_PER_CHUNK = 5
 
@@ -42,10 +44,12 @@ class Geometry:
     layers: tuple[LayerShape, ...]
     # Per dimension of a key: 2, or 1 for half the index.
     sketch_bits: int = 2
+    # Keys and values are int8 with a scale a token each, not float16.
+    int8: bool = False
 
     def record_bytes(self, layer: int) -> int:
         """One group of 8 tokens of one KV head, keys and values."""
-        return GROUP_TOKENS * self.layers[layer].head_dim * 2 * 2
+        return GROUP_TOKENS * self.layers[layer].head_dim * 2 * (1 if self.int8 else 2)
 
     def cell_bytes(self, layer: int) -> int:
         """One cell of 16 tokens of one KV head."""
@@ -69,7 +73,8 @@ class Geometry:
         return self.layer_offset(len(self.layers))
 
     def kv_bytes(self, n_tokens: int) -> int:
-        """Keys and values of the whole model for a context of n_tokens, in whole chunks."""
+        """Keys and values of the whole model for a context of n_tokens, in whole chunks; without
+        scales."""
         return n_chunks(n_tokens) * (self.block_kv_bytes // CHUNKS_PER_BLOCK)
 
     def cell_offsets(self, layer: int) -> NDArray[np.int64]:
@@ -82,8 +87,8 @@ class Geometry:
 
     @property
     def block_index_bytes(self) -> int:
-        """Key sketches of all routed layers of one block."""
-        return self.sketch_bytes(BLOCK_TOKENS)
+        """Key sketches of all routed layers of one block, and scales of all layers."""
+        return self.sketch_bytes(BLOCK_TOKENS) + self.scale_bytes(BLOCK_TOKENS)
 
     def sketch_head_bytes(self, layer: int, n_tokens: int) -> int:
         """Key sketches of one KV head for n_tokens, in whole blocks (kernels/cpu/sketch.py)."""
@@ -101,6 +106,15 @@ class Geometry:
             for i, shape in enumerate(self.layers)
             if shape.routed
         )
+
+    def scale_head_bytes(self, n_tokens: int) -> int:
+        """Scales of one KV head for n_tokens, in whole blocks; 0 for float16."""
+        return n_blocks(n_tokens) * GROUPS_PER_BLOCK * SCALE_BYTES if self.int8 else 0
+
+    def scale_bytes(self, n_tokens: int) -> int:
+        """Scales of the whole model for a context of n_tokens."""
+        heads = sum(shape.n_kv_heads for shape in self.layers)
+        return heads * self.scale_head_bytes(n_tokens)
 
     def sketch_bytes(self, n_tokens: int) -> int:
         """Key sketches of the whole model for a context of n_tokens."""

@@ -195,7 +195,7 @@ def _text(stored: bytes, n_bytes: int) -> str | None:
 
 
 # Keys of a fingerprint that are options of the same name.
-_OPTIONS = ("attention", "budget", "prefill", "sketch_bits")
+_OPTIONS = ("attention", "budget", "prefill", "sketch_bits", "kv_type")
 
 
 def require_match(session: str, stored: Fingerprint, now: Fingerprint | None) -> None:

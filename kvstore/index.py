@@ -1,5 +1,5 @@
-"""Index: what routing reads of a sequence, in memory whole: key sketches, and the summaries of the
-published rule."""
+"""Index: what lies in memory whole of a sequence: the key sketches that routing reads, summaries of
+the published rule, and scales of keys and values in int8."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,20 +8,25 @@ from .geometry import BLOCK_TOKENS, Geometry
 from .memory import aligned_zeros
 
 
-def _sketches(n_heads: int, head_bytes: int) -> NDArray[np.uint8]:
+def _by_head(n_heads: int, head_bytes: int) -> NDArray[np.uint8]:
     return aligned_zeros(n_heads * head_bytes).reshape(n_heads, head_bytes)
 
 
 class Index:
-    """Key sketches of a sequence; the base of the arenas, which own keys and values."""
+    """Key sketches and scales of a sequence; the base of the arenas, which own keys and values."""
 
     def __init__(self, geometry: Geometry, ctx: int) -> None:
         self.geometry = geometry
         self.ctx = ctx
         # Backed only once written, so a long context costs nothing.
         self.sketches = [
-            _sketches(s.n_kv_heads, geometry.sketch_head_bytes(i, ctx)) if s.routed else None
+            _by_head(s.n_kv_heads, geometry.sketch_head_bytes(i, ctx)) if s.routed else None
             for i, s in enumerate(geometry.layers)
+        ]
+        # Per layer uint8 [G, groups * 32]: float16 (kernels/cpu/records.py).
+        self.scales = [
+            _by_head(s.n_kv_heads, geometry.scale_head_bytes(ctx)) if geometry.int8 else None
+            for s in geometry.layers
         ]
         self._summaries: dict[int, NDArray[np.float32]] = {}
 
@@ -35,24 +40,24 @@ class Index:
         return self._summaries[layer]
 
     def block_index(self, block: int) -> NDArray[np.uint8]:
-        """A copy of the key sketches of a block: layer after layer, KV head after KV head."""
-        parts = [self._block_sketches(layer, block).ravel() for layer in self._routed]
+        """A copy of the key sketches of a block, then the scales: layer after layer, KV head after
+        KV head."""
+        parts = [view.ravel() for view in self._block_views(block)]
         return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
 
     def load_index(self, block: int, data: NDArray[np.uint8]) -> None:
         """Put back what `block_index` gave."""
         at = 0
-        for layer in self._routed:
-            view = self._block_sketches(layer, block)
+        for view in self._block_views(block):
             view[...] = data[at : at + view.size].reshape(view.shape)
             at += view.size
 
-    @property
-    def _routed(self) -> list[int]:
-        return [i for i, sketches in enumerate(self.sketches) if sketches is not None]
-
-    def _block_sketches(self, layer: int, block: int) -> NDArray[np.uint8]:
-        sketches = self.sketches[layer]
-        assert sketches is not None
-        size = self.geometry.sketch_head_bytes(layer, BLOCK_TOKENS)
-        return sketches[:, block * size : (block + 1) * size]
+    def _block_views(self, block: int) -> list[NDArray[np.uint8]]:
+        views = []
+        for layer, sketches in enumerate(self.sketches):
+            if sketches is not None:
+                size = self.geometry.sketch_head_bytes(layer, BLOCK_TOKENS)
+                views.append(sketches[:, block * size : (block + 1) * size])
+        size = self.geometry.scale_head_bytes(BLOCK_TOKENS)
+        views += [s[:, block * size : (block + 1) * size] for s in self.scales if s is not None]
+        return views

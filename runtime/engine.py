@@ -79,7 +79,7 @@ class Engine:
                     f"context {self.ctx} is longer than the {self.plan.ctx_train} tokens that the"
                     " model was trained on: quality is not assured"
                 )
-            self.geometry = geometry_of(self.plan, options.sketch_bits)
+            self.geometry = geometry_of(self.plan, options)
             self._note_small_budget()
             self._tokenizer: Tokenizer | None = None
             self._reader: Reader | None = None

@@ -14,6 +14,9 @@ def with_cells(layers: NDArray[Any], arena: RamArena | DiskArena) -> NDArray[Any
     for i, sketches in enumerate(arena.sketches):
         record, cells = layers[i], arena.cells[i]
         record["cells"], record["cell_row"] = cells.ctypes.data, cells.strides[0]
+        scales = arena.scales[i]
+        if scales is not None:
+            record["scales"], record["scale_row"] = scales.ctypes.data, scales.strides[0]
         if sketches is None:
             continue
         record["sketches"], record["head_bytes"] = sketches.ctypes.data, sketches.strides[0]

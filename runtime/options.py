@@ -22,6 +22,7 @@ _OFFERED = {
     "attention": ("hga", "hga-paper", "dense"),
     "prefill": ("exact", "hga"),
     "device": ("cpu",),
+    "kv_type": ("bf16", "q8"),
     "kv": ("auto", "ram", "disk"),
     "io": ("auto", "uring", "threads", "mmap"),
     "expert_hints": ("auto", "on", "off"),
@@ -85,7 +86,9 @@ class Options:
     the compute threads (None: the machine's cores), `mem` the byte budget for weights, KV, indices
     and scratch together (None: no limit), `attention` how single tokens attend (hga,
     hga-paper or dense), `budget` what `parse_budget` takes,
-    `prefill` how prompts attend (exact or hga), `kv` where keys and values lie (ram, disk, or
+    `prefill` how prompts attend (exact or hga), `kv_type` how keys and values are stored (bf16: two
+    bytes each, in fact float16, which rounds eight times more finely; q8: int8 with a scale for
+    each token's key and value of a head, half the memory), `kv` where they lie (ram, disk, or
     auto: in memory if the budget holds them), `kv_dir` the folder for those on disk (None: one in
     the user's cache), `sessions_dir` that for named sessions (None: `kv_dir`, or one in the user's
     state folder), `io` how the disk is read (auto, uring, threads or mmap), `expert_cache` the
@@ -104,6 +107,7 @@ class Options:
     device: str = "cpu"
     prefill: str = "exact"
     sketch_bits: int = 2
+    kv_type: str = "bf16"
     kv: str = "auto"
     kv_dir: Path | None = None
     sessions_dir: Path | None = None
@@ -123,6 +127,7 @@ class Options:
         require_available("attention", self.attention)
         require_available("device", self.device)
         require_available("prefill", self.prefill)
+        require_available("kv_type", self.kv_type)
         require_available("kv", self.kv)
         require_available("io", self.io)
         require_available("expert_hints", self.expert_hints)

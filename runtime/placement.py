@@ -83,13 +83,15 @@ def place(
     windows: tokens that each layer sees, 0 for all; fixed: lines that every placement has. A
     budget that holds neither is left to `budget.check`.
     """
-    index = BillLine("key sketches", geometry.sketch_bytes(ctx), True)
-    in_ram = [*fixed, BillLine("keys and values", geometry.kv_bytes(ctx), True), index]
+    index = [BillLine("key sketches", geometry.sketch_bytes(ctx), True)]
+    if geometry.int8:
+        index.append(BillLine("scales of keys and values", geometry.scale_bytes(ctx), True))
+    in_ram = [*fixed, BillLine("keys and values", geometry.kv_bytes(ctx), True), *index]
     limit = mem if mem is not None else int(SHARE_OF_FREE * free)
     if kv == "ram" or (kv == "auto" and total(in_ram) <= limit):
         return Placement(False, 0, 0, tuple(in_ram))
     overflow = _overflow_cells(router, ctx)
-    lines = [*fixed, *_disk_lines(geometry, windows, ctx, hidden, overflow), index]
+    lines = [*fixed, *_disk_lines(geometry, windows, ctx, hidden, overflow), *index]
     routed = sum(
         shape.n_kv_heads * geometry.cell_bytes(i)
         for i, shape in enumerate(geometry.layers)

@@ -18,14 +18,15 @@ from .placement import Placement, place
 _RUNTIME_BYTES = 160 << 20
 
 
-def geometry_of(plan: ModelPlan, sketch_bits: int) -> Geometry:
+def geometry_of(plan: ModelPlan, options: Options) -> Geometry:
     """Sizes of a model's keys, values and sketches."""
     return Geometry(
         tuple(
             LayerShape(a.n_kv_heads, padded_head_dim(a.head_dim), routed=a.window == 0)
             for a in (layer.attention for layer in plan.layers)
         ),
-        sketch_bits,
+        options.sketch_bits,
+        options.kv_type == "q8",
     )
 
 
@@ -74,7 +75,10 @@ def plan_memory(path: Path, options: Options) -> MemoryPlan:
     that a budget that is too small is left to `budget.check`."""
     with ModelFile.open(path) as model:
         ctx = options.ctx or model.plan.ctx_train
-        geometry = geometry_of(model.plan, options.sketch_bits)
+        geometry = geometry_of(model.plan, options)
         placement = place_model(model, geometry, ctx, options).kv
-        disk = geometry.kv_bytes(ctx) + geometry.sketch_bytes(ctx) if placement.on_disk else 0
+        disk = 0
+        if placement.on_disk:
+            index = geometry.sketch_bytes(ctx) + geometry.scale_bytes(ctx)
+            disk = geometry.kv_bytes(ctx) + index
         return MemoryPlan(model.plan.architecture, ctx, placement, disk)

@@ -62,6 +62,7 @@ def fingerprint(engine: "Engine", attention: str, budget: str, prefill: str) -> 
         "heads": xxh3(repr(shapes).encode()) % (1 << 32),
         "template": f"{xxh3(template.encode()):016x}" if template else "none",
         "sketch_bits": engine.geometry.sketch_bits,
+        "kv_type": engine.options.kv_type,
         "attention": attention,
         "budget": budget,
         "prefill": prefill,

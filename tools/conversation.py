@@ -23,6 +23,7 @@ from hga.tools.turns import Reply, Turn
 if TYPE_CHECKING:
     from hga.runtime.engine import Engine
     from hga.runtime.session import Session
+    from hga.tools.trace import Trace
 
 RAW_PREDICT = 256
 """Longest reply in tokens without a chat template, where nothing tells the model to stop."""
@@ -54,6 +55,8 @@ class Conversation:
         self.session = session
         self.chat = chat
         self.predict = predict
+        # Told of the prompt and every token of a turn.
+        self.trace: Trace | None = None
         self._engine = engine
         self._system = system
         self._turns: list[Turn] = []
@@ -256,6 +259,9 @@ class Conversation:
                 reply.stop, reply.answered = "interrupt", False
                 return reply
             reply.prefill_s = time.perf_counter() - begin
+            if self.trace is not None:
+                self.trace.begin()
+                self.trace.note("prompt", self.session)
             self._generate(reply, ctx - len(ids), write, stop)
         return reply
 
@@ -278,12 +284,16 @@ class Conversation:
         finished = True
         with closing(_generator(self.session.generate(self._sampler, limit, tokenizer.eos))) as run:
             for token in run:
+                if self.trace is not None:
+                    self.trace.note("token", self.session)
                 reply.tokens.append(token)
                 emit(decoder.push(token))
                 if stop.requested:
                     finished = False
                     break
         reply.decode_s = time.perf_counter() - begin
+        if self.trace is not None:
+            self.trace.end(self.session)
         emit(decoder.flush())
         reply.text = "".join(pieces)
         if not finished:

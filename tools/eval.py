@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hga.tools import plots
 from hga.tools.arms import Arm, arms_of
 from hga.tools.errors import OK, UsageError
-from hga.tools.gap import GapPlan, loss_gaps, segment_starts
+from hga.tools.gap import GapPlan, dense_losses, loss_gaps, segment_starts
 from hga.tools.haystack import Haystack, load_haystacks
 from hga.tools.losses import perplexity
 from hga.tools.needle import NeedlePlan, find_needles
@@ -72,23 +72,44 @@ def _gap_task(model: str | None, values: argparse.Namespace, status: Status) -> 
     arms = arms_of(values)
     stored = load_ids(values.token_ids) if values.token_ids is not None else None
     document = _text(values.file) if stored is None else ""
+    baseline = None
+    if values.kv_type != "bf16":
+        # What is stored at full width is compared with, as exact prompts are.
+        full = argparse.Namespace(**{**vars(values), "kv_type": "bf16"})
+        with _open(model, full, status) as engine:
+            ids = _gap_ids(engine, document, stored, plan)
+            baseline = dense_losses(engine, ids, plan, status)
     with _open(model, values, status) as engine:
-        ids = encode_document(engine, document) if stored is None else stored
-        check_ids(ids, engine.plan.vocab_size, "the input")
-        segment_starts(len(ids), plan)
+        ids = _gap_ids(engine, document, stored, plan)
         status.notice(
             f"gap: {plan.segments} segment(s), contexts of {_listed(lengths)} tokens, tail "
             f"{plan.tail:,}: {plan.segments * lengths[-1]:,} tokens to prefill, "
             f"{plan.segments * len(lengths) * plan.tail:,} to decode for each of {len(arms)} arms"
         )
         found = loss_gaps(
-            engine, ids, plan, arms, status, recall=values.recall, prefill=values.prefill
+            engine,
+            ids,
+            plan,
+            arms,
+            status,
+            recall=values.recall,
+            prefill=values.prefill,
+            baseline=baseline,
         )
     objects = found.get("depths", [found])
     _show(_gap_rows(objects), (("ctx", text("ctx")), *_ARM_COLUMNS, ("gap", _gap_text)), status)
     if values.plot is not None:
         plots.gap(objects, values.plot)
     return found
+
+
+def _gap_ids(
+    engine: "Engine", document: str, stored: Sequence[int] | None, plan: GapPlan
+) -> Sequence[int]:
+    ids = encode_document(engine, document) if stored is None else stored
+    check_ids(ids, engine.plan.vocab_size, "the input")
+    segment_starts(len(ids), plan)
+    return ids
 
 
 def _cases_task(model: str | None, values: argparse.Namespace, status: Status) -> Result:
@@ -183,6 +204,7 @@ def _open(
         mem=values.mem,
         device=values.device,
         sketch_bits=values.sketch_bits,
+        kv_type=values.kv_type,
     )
     return open_engine(model, options, values, status)
 

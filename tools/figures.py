@@ -37,6 +37,25 @@ def reply_json(reply: Reply, session: "Session", engine: "Engine") -> dict[str, 
         "kv": "disk" if session.on_disk else "ram",
         "disk_bytes": session.stats.disk_bytes,
         "stall_s": _rounded(session.stats.stall_s),
+        "index_bytes": session.stats.index_bytes,
+        **_expert_figures(session, engine),
+    }
+
+
+def _expert_figures(session: "Session", engine: "Engine") -> dict[str, object]:
+    """How well the next layer's experts were foretold in this turn, what was read for nothing, and
+    since the engine was opened the share of uses that cost no read by layer; null where experts
+    are not read."""
+    if engine.experts is None:
+        names = ("recall", "precision", "wasted_bytes", "layer_hit_rates")
+        return {f"expert_{name}": None for name in names}
+    reads = session.stats.experts
+    wasted = reads.hints - reads.withdrawn - reads.foreseen
+    return {
+        "expert_recall": _rounded(reads.recall),
+        "expert_precision": _rounded(reads.precision),
+        "expert_wasted_bytes": wasted * engine.experts.slot_bytes,
+        "expert_layer_hit_rates": [_rounded(rate) for rate in engine.experts.layer_hit_rates],
     }
 
 

@@ -99,10 +99,6 @@ def _offered(name: str) -> Callable[[str], str]:
     return parse
 
 
-def _later(text: str) -> object:
-    raise UsageError("not available in this version")
-
-
 _attention = _offered("attention")
 
 MODEL = Flag(
@@ -164,7 +160,11 @@ KV = Flag(
     "where keys and values lie: ram, disk, or auto: in memory if --mem holds them (default: auto)",
     "WHERE", "model", default="auto",
 )  # fmt: skip
-LATER = (Flag("kv_type", ("--kv-type",), _later, "", "TYPE", hidden=True),)
+KV_TYPE = Flag(
+    "kv_type", ("--kv-type",), _offered("kv_type"),
+    "how keys and values are stored: bf16 (two bytes each, held as float16), or q8: int8 with "
+    "scales, half of it (default: bf16)", "TYPE", "model", default="bf16",
+)  # fmt: skip
 KV_DIR = Flag(
     "kv_dir", ("--kv-dir",), parse_text,
     "folder of saved conversations, and of keys and values on disk (default: hga/sessions in the "
@@ -211,7 +211,7 @@ SKETCH_BITS = Flag(
 )  # fmt: skip
 
 RUN = (
-    *ENGINE, ATTENTION, BUDGET, PREFILL, SKETCH_BITS, KV, KV_DIR, IO,
+    *ENGINE, ATTENTION, BUDGET, PREFILL, SKETCH_BITS, KV_TYPE, KV, KV_DIR, IO,
     Flag("session", ("--session",), _session_name,
          "a conversation that is saved after every reply: opened, or begun", "NAME", "input"),
     Flag("prompt", ("-p", "--prompt"), parse_text, "answer TEXT once and exit", "TEXT", "input",
@@ -227,7 +227,10 @@ RUN = (
     Flag("predict", ("-n", "--predict", "--n-predict"), parse_predict,
          "longest reply in tokens; -1: no limit (default: -1, 256 without a chat template)", "N",
          "sampling", default=0),
-    *SAMPLING, JSON, *OUTPUT, *LATER,
+    *SAMPLING, JSON,
+    Flag("trace", ("--trace",), Path,
+         "write what every token read and waited for, a line of JSON each", "FILE", "output"),
+    *OUTPUT,
 )  # fmt: skip
 
 PACK = (
@@ -240,7 +243,7 @@ PACK = (
 )  # fmt: skip
 INSPECT = (JSON, *OUTPUT)
 VERIFY = OUTPUT
-PLAN = (*ENGINE, ATTENTION, BUDGET, SKETCH_BITS, KV, JSON, *OUTPUT)
+PLAN = (*ENGINE, ATTENTION, BUDGET, SKETCH_BITS, KV_TYPE, KV, JSON, *OUTPUT)
 DOCTOR = (THREADS, KV_DIR, IO, JSON, *OUTPUT)
 SESSIONS_LIST = SESSIONS_SHOW = (KV_DIR, JSON, *OUTPUT)
 SESSIONS_RM = (KV_DIR, *OUTPUT)
@@ -251,7 +254,7 @@ SESSIONS_FORK = (
 )
 
 _EVAL_ENGINE = (
-    MODEL, THREADS, MEM, EXPERT_CACHE, EXPERT_HINTS, DEVICE, GEMMA, SKETCH_BITS,
+    MODEL, THREADS, MEM, EXPERT_CACHE, EXPERT_HINTS, DEVICE, GEMMA, SKETCH_BITS, KV_TYPE,
 )  # fmt: skip
 
 
@@ -272,7 +275,7 @@ EVAL_PPL = (
     Flag("score", ("--score",), choice("half", "all"),
          "half: the second half of each chunk, as llama-perplexity; all: every position "
          "(default: half)", "WHICH", "input", default="half"),
-    *OUTPUT, *LATER,
+    *OUTPUT,
 )  # fmt: skip
 _RECALL = Flag(
     "recall", ("--recall",), parse_switch,
@@ -300,14 +303,14 @@ EVAL_GAP = (
          "input", default=1024),
     Flag("segments", ("--segments",), whole(1), "evenly spaced places of the text to measure at; "
          "from 2 on the interval is over them (default: 1)", "N", "input", default=1),
-    _PLOT, *OUTPUT, *LATER,
+    _PLOT, *OUTPUT,
 )  # fmt: skip
 EVAL_CASES = (
     *_EVAL_ENGINE,
     Flag("ctx", CTX.options, _tokens, "longest case in tokens (default: as needed)", "N", "model"),
     *_ARMS,
     Flag("cases", ("--cases",), Path, "arrays needle_NAME and answer_NAME", "FILE.npz", "input"),
-    *OUTPUT, *LATER,
+    *OUTPUT,
 )  # fmt: skip
 
 NEEDLE_KINDS = ("single", "multikey", "multivalue")
@@ -338,7 +341,7 @@ EVAL_NEEDLE = (
          "single: one needle of its template; multikey: eight more of the same; multivalue: four "
          "values of one key, all wanted; all (default: all)", "KIND", "input",
          default=NEEDLE_KINDS),
-    _PLOT, *OUTPUT, *LATER,
+    _PLOT, *OUTPUT,
 )  # fmt: skip
 EVAL_RULER = (
     *_generated("documents per task and length (default: 1)"),
@@ -348,13 +351,13 @@ EVAL_RULER = (
          default=RULER_TASKS),
     Flag("facts", ("--facts",), whole(1, 500), "facts stated and asked per document of extract "
          "(default: 16)", "N", "input", default=16),
-    _PLOT, *OUTPUT, *LATER,
+    _PLOT, *OUTPUT,
 )  # fmt: skip
 
 _counts = list_of(whole(0, 1 << 30))
 BENCH = (
     MODEL, THREADS, MEM, EXPERT_CACHE, EXPERT_HINTS, DEVICE, GEMMA, ATTENTION, BUDGET, PREFILL,
-    SKETCH_BITS,
+    SKETCH_BITS, KV_TYPE,
     Flag("n_prompt", ("-p", "--n-prompt"), _counts, "tokens to prefill (default: 512)", "N,N",
          "tests", default=(512,)),
     Flag("n_gen", ("-n", "--n-gen"), whole(0, 1 << 30), "tokens to decode (default: 128)", "N",
@@ -366,7 +369,7 @@ BENCH = (
     Flag("output_format", ("-o", "--output-format"), choice("md", "json"),
          "md: a table and the JSON object last; json: the object alone (default: md)", "FORMAT",
          "output", default="md"),
-    *OUTPUT, *LATER,
+    *OUTPUT,
 )  # fmt: skip
 
 COMMANDS = {

@@ -71,6 +71,25 @@ class _Cell:
         }
 
 
+Losses = dict[tuple[int, int], Floats]
+"""Of the tail's tokens, by number of the segment and length of the context."""
+
+
+def dense_losses(engine: "Engine", ids: Sequence[int], plan: GapPlan, status: Status) -> Losses:
+    """What every tail loses by dense attention, with the engine's own keys and values."""
+    starts = segment_starts(len(ids), plan)
+    n_tokens = sum(plan.lengths) + plan.tail * len(plan.lengths)
+    found: Losses = {}
+    with engine.session() as session, status.bar("dense", "tokens") as report:
+        prefix = SharedPrefix(session, Work(report, n_tokens * len(starts)))
+        for number, start in enumerate(starts):
+            segment = _segment(engine, ids, start, plan.lengths[-1])
+            for length in plan.lengths:
+                prefix.fill(segment[: length - plan.tail], "exact")
+                found[number, length] = _tail(prefix, segment, length, DENSE, Costs())
+    return found
+
+
 def loss_gaps(
     engine: "Engine",
     ids: Sequence[int],
@@ -80,6 +99,7 @@ def loss_gaps(
     *,
     recall: bool = False,
     prefill: str = "exact",
+    baseline: Losses | None = None,
 ) -> dict[str, Any]:
     """The JSON object of `hga eval gap`: that of the one length, or all under `depths`.
 
@@ -87,7 +107,8 @@ def loss_gaps(
     the text begins with BOS every segment does. `gap` is the mean difference to dense in nats,
     `gap_ci` the half width of its 95 % interval: over segments (Student's t), or with a single one
     over batches of the tail. With prefill "hga" the arms, dense among them, go on from a routed
-    prompt; what they are compared with never does.
+    prompt; what they are compared with never does. baseline: compare with these losses instead
+    of those of the engine's dense attention.
     """
     starts = segment_starts(len(ids), plan)
     longest = plan.lengths[-1]
@@ -96,8 +117,9 @@ def loss_gaps(
     cells = {(length, arm): _Cell() for length in plan.lengths for arm in (DENSE, *arms)}
     dense_nll: dict[int, list[float]] = {length: [] for length in plan.lengths}
     routed = prefill != "exact"
-    others = [arm for arm in arms if routed or arm != DENSE]
-    per_segment = sum(plan.lengths) + plan.tail * len(plan.lengths) * len(others)
+    others = [arm for arm in arms if routed or baseline is not None or arm != DENSE]
+    n_decoded = len(others) - (baseline is not None)
+    per_segment = sum(plan.lengths) + plan.tail * len(plan.lengths) * n_decoded
     with engine.session() as session, status.bar("gap", "tokens") as report:
         session.measure_recall = recall
         prefix = SharedPrefix(session, Work(report, per_segment * len(starts)))
@@ -105,11 +127,14 @@ def loss_gaps(
             segment = _segment(engine, ids, start, longest)
             for length in plan.lengths:
                 prefix.fill(segment[: length - plan.tail], "exact")
-                dense = _tail(prefix, segment, length, DENSE, cells[length, DENSE].costs)
+                if baseline is None:
+                    dense = _tail(prefix, segment, length, DENSE, cells[length, DENSE].costs)
+                else:
+                    dense = baseline[number, length]
                 dense_nll[length].append(float(dense.mean()))
                 if routed:
                     prefix.fill(segment[: length - plan.tail], prefill)
-                else:
+                elif baseline is None:
                     cells[length, DENSE].differences.append(np.zeros_like(dense))
                 for arm in others:
                     cell = cells[length, arm]
@@ -124,6 +149,7 @@ def loss_gaps(
             "ctx": length,
             "tail": plan.tail,
             "prefill": prefill,
+            "kv_type": engine.options.kv_type,
             "dense_nll": float(np.mean(dense_nll[length])),
             "segments": len(starts),
             "ci_over": "segments" if len(starts) > 1 else "batches",

@@ -20,6 +20,7 @@ from hga.tools.folders import cache_folder
 from hga.tools.interrupt import Interrupt
 from hga.tools.sessions import look_all, sessions_folder
 from hga.tools.status import Status, size
+from hga.tools.trace import traced
 from hga.tools.turns import Reply
 
 if TYPE_CHECKING:
@@ -46,10 +47,15 @@ def run(model: str | None, values: argparse.Namespace, status: Status) -> int:
     if prompt is not None and not prompt.strip():
         raise UsageError("the prompt is empty")
     options = engine_options(values)
-    with open_engine(model, options, values, status) as engine, ExitStack() as opened:
+    with (
+        traced(values.trace) as trace,
+        open_engine(model, options, values, status) as engine,
+        ExitStack() as opened,
+    ):
         session = engine.session(values.session)
         opened.callback(session.close)
         conversation = start(engine, session, values, status)
+        conversation.trace = trace
         talk = Talk(engine, conversation, values.json, status)
         if prompt is not None:
             return talk.once(prompt)
@@ -82,6 +88,7 @@ def engine_options(values: argparse.Namespace) -> "Options":
         device=values.device,
         prefill=getattr(values, "prefill", "exact"),
         sketch_bits=values.sketch_bits,
+        kv_type=values.kv_type,
         kv=getattr(values, "kv", "auto"),
         io=getattr(values, "io", "auto"),
         kv_dir=None if kv_dir is None else Path(kv_dir).expanduser(),

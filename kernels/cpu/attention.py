@@ -1,10 +1,7 @@
-"""Exact attention over paged keys and values: append, scores, values, merge.
+"""Exact attention over paged keys and values (records.py): scores, values, merge.
 
-Group = 8 tokens of one KV head, keys and values adjacent, float16 (docs/format.md):
-    keys    [D][8 tokens], so that two dimensions of 8 keys fill a vector
-    values  [8 tokens][D]
-A cell is two groups of a KV head, one after the other. Attention runs over spans of 32
-groups; a span gives a partial softmax (maximum, sum, weighted values), spans merge in order. A
+It runs over spans of 32 groups of 8 tokens; a span gives a partial softmax (maximum, sum, weighted
+values), spans merge in order. A
 row (one query head of one token) is computed alike whatever rows or threads stand beside it, so
 that prefill (block_attention.py), decode and any thread count agree to the bit: a score is the sum
 over the even dimensions plus the sum over the odd ones, weights add up in 16 lanes, and values are
@@ -16,6 +13,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from .code_attention import code_scores4, code_values4
+from .records import GROUP_TOKENS, group_scales, record
 from .scratch import PARTIAL_HEAD, SCORE_ROW, SPAN_TOKENS
 from .simd import (
     add,
@@ -24,7 +23,6 @@ from .simd import (
     load_f32,
     load_scalar_f32,
     load_scalar_i32,
-    load_scalar_i64,
     load_splat_f32,
     maximum,
     mul,
@@ -36,38 +34,15 @@ from .simd import (
     store_scalar_f32,
     sub,
 )
-from .simd_half import load_f16, store_f16, store_scalar_f16
+from .simd_half import load_f16
 from .simd_lanes import high_halves, low_halves, mask_halves, splat_halves, where_above
 
 JIT = {"nogil": True, "error_model": "numpy"}
 
-GROUP_TOKENS = 8
-CHUNK_TOKENS = 64
 SPAN_GROUPS = SPAN_TOKENS // GROUP_TOKENS
 # A score that is masked, and what every other score lies above.
 NEGATIVE = np.float32(-1e30)
 VISIBLE = np.float32(-1e29)
-
-
-@njit(**JIT)
-def record(cells: Any, group: Any, head_dim: Any) -> Any:
-    """Address of the record of a group (counted from position 0).
-
-    cells: address of a KV head's table: int64 addresses of its cells, two groups each.
-    """
-    return load_scalar_i64(cells + 8 * (group >> 1)) + (group & 1) * (32 * head_dim)
-
-
-@njit(**JIT)
-def append(cells: Any, position: Any, head_dim: Any, k: Any, v: Any) -> None:
-    """Store the rotated key and the value (float32 [D]) of a position."""
-    base = record(cells, position >> 3, head_dim)
-    t = position & 7
-    for d in range(head_dim):
-        store_scalar_f16(base + 16 * d + 2 * t, load_scalar_f32(k + 4 * d))
-    row = base + 16 * head_dim + 2 * head_dim * t
-    for d in range(0, head_dim, 16):
-        store_f16(row + 2 * d, load_f32(v + 4 * d))
 
 
 @njit(**JIT)
@@ -222,6 +197,7 @@ def _visible_tokens(start0: Any, start1: Any, low: Any, high: Any) -> Any:
 @njit(**JIT)
 def attend_span(
     cells: Any,
+    scales: Any,
     groups: Any,
     n_groups: Any,
     first: Any,
@@ -236,10 +212,11 @@ def attend_span(
 ) -> None:
     """Partial attention of the query heads of a KV head over a span of up to 32 groups.
 
-    groups: address of n_groups ascending int32 group numbers, or 0 for 0, 1, …; the span begins
-    with the one at index `first`, which is even. Positions low..high are visible. q: queries of
-    `expand_query`, float32 [R][8 D]; R is n_rows rounded up to 4. scores: scratch, R rows of
-    SCORE_ROW bytes. partial: float32 [R][16 + D], rows partial_row bytes apart.
+    cells, scales: of the KV head. groups: address of n_groups ascending int32 group numbers, or 0
+    for 0, 1, …; the span begins with the one at index `first`, which is even. Positions low..high
+    are visible. q: queries of `expand_query`, float32 [R][8 D]; R is n_rows rounded up to 4.
+    scores: scratch, R rows of SCORE_ROW bytes. partial: float32 [R][16 + D], rows partial_row bytes
+    apart.
     """
     rows, values, end = (n_rows + 3) & ~3, partial + 4 * PARTIAL_HEAD, n_groups - first
     end, begin, last = min(SPAN_GROUPS, end), 0, n_groups - 1
@@ -247,10 +224,14 @@ def attend_span(
         begin = max(0, low // GROUP_TOKENS - first) & ~1
     for i in range(begin, end, 2):
         g0, g1 = _group(groups, first + i), _group(groups, min(first + i + 1, last))
-        k0, k1 = record(cells, g0, head_dim), record(cells, g1, head_dim)
+        k0, k1 = record(cells, scales, g0, head_dim), record(cells, scales, g1, head_dim)
+        s0, s1 = group_scales(scales, g0), group_scales(scales, g1)
         for r in range(0, rows, 4):
-            s = scores + SCORE_ROW * r + 32 * i
-            _scores4(k0, k1, head_dim, q + 32 * head_dim * r, s)
+            s, queries = scores + SCORE_ROW * r + 32 * i, q + 32 * head_dim * r
+            if scales == 0:
+                _scores4(k0, k1, head_dim, queries, s)
+            else:
+                code_scores4(k0, k1, s0, s1, head_dim, queries, s)
         # Nothing is visible of a group that is not there.
         start1 = GROUP_TOKENS * g1 if i + 1 < end else high
         _mask_pair(scores + 32 * i, rows, GROUP_TOKENS * g0, start1, low, high)
@@ -264,13 +245,17 @@ def attend_span(
         g0, g1 = _group(groups, first + i), _group(groups, min(first + i + 1, last))
         start1 = GROUP_TOKENS * g1 if i + 1 < end else high
         t0, t1 = _visible_tokens(GROUP_TOKENS * g0, start1, low, high)
-        v0, v1 = record(cells, g0, head_dim), record(cells, g1, head_dim)
+        v0, v1 = record(cells, scales, g0, head_dim), record(cells, scales, g1, head_dim)
+        s0, s1 = group_scales(scales, g0), group_scales(scales, g1)
         ahead = first + SPAN_GROUPS + i
-        next0 = record(cells, _group(groups, min(ahead, last)), head_dim)
-        next1 = record(cells, _group(groups, min(ahead + 1, last)), head_dim)
+        n0 = record(cells, scales, _group(groups, min(ahead, last)), head_dim)
+        n1 = record(cells, scales, _group(groups, min(ahead + 1, last)), head_dim)
         for r in range(0, rows, 4):
             s, p = scores + SCORE_ROW * r + 32 * i, values + partial_row * r
-            _values4(v0, v1, t0, t1, head_dim, s, p, partial_row, next0, next1)
+            if scales == 0:
+                _values4(v0, v1, t0, t1, head_dim, s, p, partial_row, n0, n1)
+            else:
+                code_values4(v0, v1, s0, s1, t0, t1, head_dim, s, p, partial_row, n0, n1)
 
 
 @njit(**JIT)

@@ -12,16 +12,26 @@ import numpy as np
 from numba import njit
 
 from . import attention as att
+from .records import (
+    GROUP_TOKENS,
+    VALUE_SCALES,
+    group_scales,
+    key_scales,
+    load_code,
+    record,
+    record_bytes,
+)
 from .scratch import PARTIAL_HEAD, QUERY_ROW, SCORE_ROW, SPAN_TOKENS
 from .simd import (
     load_f32,
     load_scalar_f32,
     load_scalar_i32,
     mask_lanes,
+    splat_f32,
     store_f32,
     store_scalar_f32,
 )
-from .simd_half import load_f16
+from .simd_half import load_f16, load_scalar_f16
 from .simd_lanes import high_halves, low_halves
 from .simd_tile import BLOCK_ROWS, BLOCK_VECTORS, STEP_BYTES, fma_tile
 
@@ -52,10 +62,18 @@ def _load_queries(q: Any, token_row: Any, rows: Any, n_rows: Any, head_dim: Any,
 
 
 @njit(**JIT)
-def _widen_pair(k0: Any, k1: Any, at: Any, head_dim: Any, wide: Any) -> None:
-    """The keys of two groups, as the groups `at` (even) and `at` + 1 of a span."""
+def _widen_pair(k0: Any, k1: Any, s0: Any, s1: Any, at: Any, head_dim: Any, wide: Any) -> None:
+    """The keys of two groups, as the groups `at` (even) and `at` + 1 of a span; s0, s1: addresses
+    of their scales, 0 for float16."""
     even = wide + (at >> 2) * (128 * head_dim) + 64 * ((at >> 1) & 1)
     odd = even + 64 * head_dim
+    if s0 != 0:
+        x0, x1 = key_scales(s0), key_scales(s1)
+        for i in range(head_dim >> 1):
+            a, b = load_code(k0 + 16 * i, x0), load_code(k1 + 16 * i, x1)
+            store_f32(even + 128 * i, low_halves(a, b))
+            store_f32(odd + 128 * i, high_halves(a, b))
+        return
     for i in range(head_dim >> 1):
         a, b = load_f16(k0 + 32 * i), load_f16(k1 + 32 * i)
         store_f32(even + 128 * i, low_halves(a, b))
@@ -63,28 +81,38 @@ def _widen_pair(k0: Any, k1: Any, at: Any, head_dim: Any, wide: Any) -> None:
 
 
 @njit(**JIT)
-def _widen_keys(cells: Any, first: Any, end: Any, head_dim: Any, wide: Any) -> None:
+def _widen_keys(cells: Any, scales: Any, first: Any, end: Any, head_dim: Any, wide: Any) -> None:
     """The keys of groups first..end of a span; first is even, the last pair may lack its half."""
     span = first - first % att.SPAN_GROUPS
     for group in range(first, end, 2):
-        k = att.record(cells, group, head_dim)
+        k = record(cells, scales, group, head_dim)
+        s0, s1 = group_scales(scales, group), group_scales(scales, group + 1)
         # A pair is a cell, whether or not its second group has tokens yet.
-        _widen_pair(k, k + 32 * head_dim, group - span, head_dim, wide)
+        other = k + record_bytes(scales, head_dim)
+        _widen_pair(k, other, s0, s1, group - span, head_dim, wide)
 
 
 @njit(**JIT)
-def _widen_values(cells: Any, t0: Any, t1: Any, head_dim: Any, wide: Any) -> None:
+def _widen_values(cells: Any, scales: Any, t0: Any, t1: Any, head_dim: Any, wide: Any) -> None:
     """The values of positions t0..t1 of a span."""
     for t in range(t0, t1):
-        v = att.record(cells, t // att.GROUP_TOKENS, head_dim)
-        v += (16 + 2 * (t % att.GROUP_TOKENS)) * head_dim
-        _widen_value(v, t % SPAN_TOKENS, head_dim, wide)
+        group = t // GROUP_TOKENS
+        base, scale = record(cells, scales, group, head_dim), group_scales(scales, group)
+        _widen_value(base, scale, t % GROUP_TOKENS, t % SPAN_TOKENS, head_dim, wide)
 
 
 @njit(**JIT)
-def _widen_value(v: Any, at: Any, head_dim: Any, wide: Any) -> None:
-    """A value, as token `at` of a span."""
+def _widen_value(base: Any, scale: Any, t: Any, at: Any, head_dim: Any, wide: Any) -> None:
+    """The value of token t of a record, as token `at` of a span; scale: of the group, or 0."""
     out = wide + 128 * at
+    if scale != 0:
+        v, x = base + (8 + t) * head_dim, splat_f32(load_scalar_f16(scale + VALUE_SCALES + 2 * t))
+        for d in range(0, head_dim, WIDTH):
+            store_f32(out, load_code(v + d, x))
+            store_f32(out + 64, load_code(v + d + 16, x))
+            out += 128 * SPAN_TOKENS
+        return
+    v = base + (16 + 2 * t) * head_dim
     for d in range(0, head_dim, WIDTH):
         store_f32(out, load_f16(v + 2 * d))
         store_f32(out + 64, load_f16(v + 2 * d + 32))
@@ -92,24 +120,29 @@ def _widen_value(v: Any, at: Any, head_dim: Any, wide: Any) -> None:
 
 
 @njit(**JIT)
-def _widen_listed_keys(cells: Any, groups: Any, count: Any, head_dim: Any, wide: Any) -> None:
+def _widen_listed_keys(
+    cells: Any, scales: Any, groups: Any, count: Any, head_dim: Any, wide: Any
+) -> None:
     """The keys of up to 32 listed groups (address of int32), one beside the other. An odd last
     group stands twice: its second copy is masked."""
     for at in range(0, count, 2):
         g0 = np.int64(load_scalar_i32(groups + 4 * at))
         g1 = np.int64(load_scalar_i32(groups + 4 * min(at + 1, count - 1)))
-        k0, k1 = att.record(cells, g0, head_dim), att.record(cells, g1, head_dim)
-        _widen_pair(k0, k1, at, head_dim, wide)
+        k0, k1 = record(cells, scales, g0, head_dim), record(cells, scales, g1, head_dim)
+        s0, s1 = group_scales(scales, g0), group_scales(scales, g1)
+        _widen_pair(k0, k1, s0, s1, at, head_dim, wide)
 
 
 @njit(**JIT)
-def _widen_listed_values(cells: Any, groups: Any, count: Any, head_dim: Any, wide: Any) -> None:
+def _widen_listed_values(
+    cells: Any, scales: Any, groups: Any, count: Any, head_dim: Any, wide: Any
+) -> None:
     """The values of up to 32 listed groups, one beside the other."""
     for i in range(count):
         group = np.int64(load_scalar_i32(groups + 4 * i))
-        v = att.record(cells, group, head_dim) + 16 * head_dim
-        for t in range(att.GROUP_TOKENS):
-            _widen_value(v + 2 * head_dim * t, att.GROUP_TOKENS * i + t, head_dim, wide)
+        base, scale = record(cells, scales, group, head_dim), group_scales(scales, group)
+        for t in range(GROUP_TOKENS):
+            _widen_value(base, scale, t, GROUP_TOKENS * i + t, head_dim, wide)
 
 
 @njit(**JIT)
@@ -218,6 +251,7 @@ def _rows_at(r: Any, padded: Any) -> Any:
 @njit(**JIT)
 def _attend_listed(
     cells: Any,
+    scales: Any,
     groups: Any,
     count: Any,
     head_dim: Any,
@@ -229,8 +263,8 @@ def _attend_listed(
     totals: Any,
 ) -> None:
     """All rows attend all tokens of up to 32 listed groups."""
-    padded, n_tokens = (n_rows + 3) & ~3, att.GROUP_TOKENS * count
-    _widen_listed_keys(cells, groups, count, head_dim, wide)
+    padded, n_tokens = (n_rows + 3) & ~3, GROUP_TOKENS * count
+    _widen_listed_keys(cells, scales, groups, count, head_dim, wide)
     b = (n_tokens + WIDTH - 1) // WIDTH * WIDTH
     # Numba compiles a function once more for a literal argument: these are none.
     zero = r = np.int64(0)
@@ -242,7 +276,7 @@ def _attend_listed(
             _mask_row(scores + SCORE_ROW * i, zero, b, zero, n_tokens)
         _soften(scores, r, n, zero, b)
         r += n
-    _widen_listed_values(cells, groups, count, head_dim, wide)
+    _widen_listed_values(cells, scales, groups, count, head_dim, wide)
     r = zero
     while r < padded:
         n = _rows_at(r, padded)
@@ -253,6 +287,7 @@ def _attend_listed(
 @njit(**JIT)
 def attend_tile(
     cells: Any,
+    scales: Any,
     head_dim: Any,
     q: Any,
     token_row: Any,
@@ -268,9 +303,10 @@ def attend_tile(
     """Attention of n_tokens tokens at position… with the `rows` query heads of a KV head.
 
     Every token reads the n_listed groups at `groups` (int32, all before `begin`), then what it
-    sees from position `begin` on. q: address of the first head of the first token (float32,
-    rotated and scaled), tokens token_row bytes apart. private: scratch (scratch.py). Returns the
-    address of the totals, float32 [n_tokens * rows][16 + D], for `finish`.
+    sees from position `begin` on. cells, scales: of the KV head. q: address of the first head of
+    the first token (float32, rotated and scaled), tokens token_row bytes apart. private: scratch
+    (scratch.py). Returns the address of the totals, float32 [n_tokens * rows][16 + D], for
+    `finish`.
     """
     n_rows, row = n_tokens * rows, 4 * (PARTIAL_HEAD + head_dim)
     padded = (n_rows + 3) & ~3
@@ -285,6 +321,7 @@ def attend_tile(
         count = min(n_listed - i, att.SPAN_GROUPS)
         _attend_listed(
             cells,
+            scales,
             groups + 4 * i,
             count,
             head_dim,
@@ -298,9 +335,9 @@ def attend_tile(
     low, end = _first_visible(position, window, begin), position + n_tokens
     for start in range(low - low % SPAN_TOKENS, end, SPAN_TOKENS):
         here, stop = max(low, start), min(end, start + SPAN_TOKENS)
-        first = here // (2 * att.GROUP_TOKENS) * 2
-        last = (stop + att.GROUP_TOKENS - 1) // att.GROUP_TOKENS
-        _widen_keys(cells, first, last, head_dim, wide)
+        first = here // (2 * GROUP_TOKENS) * 2
+        last = (stop + GROUP_TOKENS - 1) // GROUP_TOKENS
+        _widen_keys(cells, scales, first, last, head_dim, wide)
         r = np.int64(0)
         while r < padded:
             count = _rows_at(r, padded)
@@ -314,7 +351,7 @@ def attend_tile(
                     _mask_row(scores + SCORE_ROW * i, a, b, sees, until)
                 _soften(scores, r, count, a, b)
             r += count
-        _widen_values(cells, here, stop, head_dim, wide)
+        _widen_values(cells, scales, here, stop, head_dim, wide)
         r = np.int64(0)
         while r < padded:
             count = _rows_at(r, padded)

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from . import routing, sketch
-from .attention import GROUP_TOKENS
+from .records import GROUP_TOKENS
 from .simd import add, load_f32, splat_f32, store_f32
 
 JIT = {"nogil": True, "error_model": "numpy"}

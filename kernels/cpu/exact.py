@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .attention import GROUP_TOKENS, record
+from .records import GROUP_TOKENS, group_scales, key_scales, load_code, record
 from .simd import (
     add,
     exp,
@@ -32,9 +32,16 @@ BLOCK_GROUPS = 16
 
 
 @njit(**JIT)
-def _logits(keys: Any, head_dim: Any, q: Any) -> Any:
-    """q.k of the 8 keys of a group in lanes 0-7 (and again in 8-15)."""
+def _logits(keys: Any, scale: Any, head_dim: Any, q: Any) -> Any:
+    """q.k of the 8 keys of a group in lanes 0-7 (and again in 8-15); scale: address of the group's
+    scales, 0 for float16."""
     total = splat_f32(np.float32(0))
+    if scale != 0:
+        x = key_scales(scale)
+        for d in range(0, head_dim, 2):
+            pair = splat_halves(load_scalar_f32(q + 4 * d), load_scalar_f32(q + 4 * d + 4))
+            total = fma(load_code(keys + GROUP_TOKENS * d, x), pair, total)
+        return add(low_halves(total, total), high_halves(total, total))
     for d in range(0, head_dim, 2):
         pair = splat_halves(load_scalar_f32(q + 4 * d), load_scalar_f32(q + 4 * d + 4))
         total = fma(load_f16(keys + 2 * GROUP_TOKENS * d), pair, total)
@@ -56,6 +63,7 @@ def _log_mass(logits: Any) -> Any:
 @njit(**JIT)
 def score_block(
     cells: Any,
+    scales: Any,
     first: Any,
     n_tokens: Any,
     head_dim: Any,
@@ -74,9 +82,10 @@ def score_block(
         for i in range(0, 512, 64):
             store_f32(spare + i, splat_f32(np.float32(-1e30)))
         for g in range(n_groups):
-            keys = record(cells, first + g, head_dim)
+            keys = record(cells, scales, first + g, head_dim)
+            scale = group_scales(scales, first + g)
             seen = min(GROUP_TOKENS, n_tokens - (first + g) * GROUP_TOKENS)
-            store_f32(spare + 512, _logits(keys, head_dim, q + 4 * head_dim * r))
+            store_f32(spare + 512, _logits(keys, scale, head_dim, q + 4 * head_dim * r))
             for i in range(seen):
                 store_scalar_f32(spare + 64 * i + 4 * g, load_scalar_f32(spare + 512 + 4 * i))
         masses = mask_lanes(_log_mass(spare), np.float32(-1e30), np.int32(0), np.int32(n_groups))

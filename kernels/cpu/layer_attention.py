@@ -15,7 +15,8 @@ from . import attention as att
 from . import block_route, sketch
 from . import elementwise as ew
 from .block_attention import attend_tile
-from .layer_route import lists_per_query_head, route
+from .layer_route import head_scales, lists_per_query_head, route
+from .records import CHUNK_TOKENS, GROUP_TOKENS, append, record_bytes
 from .residency import await_cells, fetch, have_landed, list_everything, open_residency, release
 from .scratch import PARTIAL_HEAD, SCORE_ROW, SPAN_TOKENS, TILE_ROWS
 from .simd import load_scalar_f32, load_scalar_i64, store_scalar_f32, store_scalar_i64
@@ -58,11 +59,11 @@ def rotate_and_append(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> 
         ew.rope(q, cos + t * c.half_bytes, sin + t * c.half_bytes, d, layer.scale)
     # One item is a KV head of a chunk, so that a page is written by one thread.
     end = c.position + c.n_tokens
-    first_chunk = c.position // att.CHUNK_TOKENS
-    n_chunks = (end - 1) // att.CHUNK_TOKENS + 1 - first_chunk
+    first_chunk = c.position // CHUNK_TOKENS
+    n_chunks = (end - 1) // CHUNK_TOKENS + 1 - first_chunk
     for i in range(n - 1 - thread, layer.n_kv_heads * n_chunks, n):
-        h, start = i % layer.n_kv_heads, (first_chunk + i // layer.n_kv_heads) * att.CHUNK_TOKENS
-        for position in range(max(start, c.position), min(start + att.CHUNK_TOKENS, end)):
+        h, start = i % layer.n_kv_heads, (first_chunk + i // layer.n_kv_heads) * CHUNK_TOKENS
+        for position in range(max(start, c.position), min(start + CHUNK_TOKENS, end)):
             t = position - c.position
             at = 4 * d * (t * layer.n_kv_heads + h)
             k, v = c.k + at, c.v + at
@@ -73,7 +74,8 @@ def rotate_and_append(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> 
             elif layer.k_norm != 0:
                 ew.rms_norm(k, layer.k_norm, d, c.eps, k)
             ew.rope(k, cos + t * c.half_bytes, sin + t * c.half_bytes, d, 1.0)
-            att.append(layer.cells + h * layer.cell_row, position, d, k, v)
+            cells = layer.cells + h * layer.cell_row
+            append(cells, head_scales(layer, h), position, d, k, v)
             if layer.sketches != 0:
                 block = layer.sketches + h * layer.head_bytes
                 block += position // sketch.BLOCK_TOKENS * sketch.block_bytes(d, c.sketch_bits)
@@ -124,7 +126,7 @@ def _attend_spans(
 
     turn 0: those whose cells are there; 1: the others, waiting.
     """
-    d, n_lists, n_groups = layer.head_dim, _n_lists(c, layer), c.position // att.GROUP_TOKENS + 1
+    d, n_lists, n_groups = layer.head_dim, _n_lists(c, layer), c.position // GROUP_TOKENS + 1
     rows, first_span = layer.n_heads // n_lists, low // SPAN_TOKENS
     padded, row_size = (rows + 3) & ~3, 4 * (PARTIAL_HEAD + d)
     queries, expanded = private + SCORE_ROW * padded, -1
@@ -162,6 +164,7 @@ def _attend_spans(
                         expanded = i
                     att.attend_span(
                         cells,
+                        head_scales(layer, h),
                         groups,
                         count,
                         span * att.SPAN_GROUPS,
@@ -181,7 +184,7 @@ def _attend_spans(
 @njit(**JIT)
 def attend_token(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: Any) -> Any:
     """Attention of a single token, over all it sees or over the routed groups."""
-    d, low, n_groups = layer.head_dim, 0, c.position // att.GROUP_TOKENS + 1
+    d, low, n_groups = layer.head_dim, 0, c.position // GROUP_TOKENS + 1
     if layer.window > 0:
         low = max(0, c.position + 1 - layer.window)
     routed = c.rule != 0 and layer.window == 0
@@ -227,16 +230,16 @@ def attend_token(c: Any, layer: Any, thread: Any, n: Any, phase: Any, private: A
 def _count_read(c: Any, layer: Any, routed: Any, n_lists: Any, low: Any, n_groups: Any) -> None:
     """Add what the layer read to the call's counters."""
     # The last group is the one being filled.
-    unfilled = att.GROUP_TOKENS - 1 - c.position % att.GROUP_TOKENS
-    n_read = n_lists * (n_groups - low // att.GROUP_TOKENS)
+    unfilled = GROUP_TOKENS - 1 - c.position % GROUP_TOKENS
+    n_read = n_lists * (n_groups - low // GROUP_TOKENS)
     if routed:
         n_read = 0
         for i in range(n_lists):
             n_read += load_scalar_i64(c.counts + 8 * i)
-    tokens = (n_read * att.GROUP_TOKENS) / n_lists - unfilled - low % att.GROUP_TOKENS
+    tokens = (n_read * GROUP_TOKENS) / n_lists - unfilled - low % GROUP_TOKENS
     c.n_attended += tokens
     c.n_read_groups += n_read
-    c.n_read_bytes += n_read * 32 * layer.head_dim
+    c.n_read_bytes += n_read * record_bytes(layer.scales, layer.head_dim)
     if routed:
         c.n_routed += 1
 
@@ -258,6 +261,7 @@ def _attend_tokens(
     q_row, out_row = 4 * d * layer.n_heads, 4 * true * layer.n_heads
     totals = attend_tile(
         layer.cells + h * layer.cell_row,
+        head_scales(layer, h),
         d,
         c.q + q_row * t0 + 4 * d * rows * h,
         q_row,

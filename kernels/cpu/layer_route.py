@@ -21,6 +21,12 @@ SKETCHED, PUBLISHED, ORACLE = 1, 2, 3
 
 
 @njit(**JIT)
+def head_scales(layer: Any, head: Any) -> Any:
+    """Address of the scales of a KV head; 0 where its records are float16."""
+    return layer.scales + head * layer.scale_row if layer.scales != 0 else np.int64(0)
+
+
+@njit(**JIT)
 def _turn_queries(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> None:
     d = layer.head_dim
     for h in range(thread, layer.n_heads, n):
@@ -38,6 +44,7 @@ def _score_truly(c: Any, layer: Any, thread: Any, n: Any, private: Any) -> None:
         h, block = item // n_blocks, item % n_blocks
         exact.score_block(
             layer.cells + h * layer.cell_row,
+            head_scales(layer, h),
             sketch.BLOCK_GROUPS * block,
             n_tokens,
             layer.head_dim,
@@ -111,6 +118,7 @@ def _summarise(c: Any, layer: Any, n_closed: Any, thread: Any, n: Any) -> None:
         h, chunk = item // n_new, c.summed_chunks + item % n_new
         published.summarise(
             layer.cells + h * layer.cell_row,
+            head_scales(layer, h),
             chunk,
             layer.head_dim,
             c.turn_cos + layer.rope_index * c.turn_bytes,

@@ -32,8 +32,10 @@ LAYER = np.dtype(
     + _fields(_I, "experts n_experts n_used norm_topk")
     # cells: int64 address by cell of 16 tokens, cell_row bytes apart per KV head; sketches: of the
     # keys, head_bytes apart per KV head (0: this layer is never routed); summaries: of chunks
-    # (kernels/cpu/published.py), 0: none; recall: float32 [H], 0: not measured
+    # (kernels/cpu/published.py), 0: none; recall: float32 [H], 0: not measured; scales: of int8
+    # keys and values, scale_row bytes apart per KV head, 0: they are float16
     + _fields(_I, "cells cell_row sketches head_bytes summaries summary_bytes recall")
+    + _fields(_I, "scales scale_row")
     # RESIDENCY of a layer whose cells lie on disk, 0: every cell is in memory
     + _fields(_I, "residency")
     # EXPERTS of a layer whose experts lie on disk, 0: all are in memory; the number of the layer;

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .attention import CHUNK_TOKENS, GROUP_TOKENS, record
+from .records import CHUNK_TOKENS, GROUP_TOKENS, group_scales, record
 from .simd import (
     fma,
     load_f32,
     load_scalar_f32,
     load_scalar_i32,
+    load_scalar_u8,
     reduce_add,
     splat_f32,
     store_f32,
@@ -39,15 +40,32 @@ _TAKEN = np.float32(-3e38)
 
 
 @njit(**JIT)
+def _load_key(keys: Any, scale: Any, t: Any, d: Any) -> Any:
+    """A dimension of key t of a record; scale: address of the group's scales, 0 for float16."""
+    if scale != 0:
+        code = np.float32(((load_scalar_u8(keys + GROUP_TOKENS * d + t) + 128) & 255) - 128)
+        return code * load_scalar_f16(scale + 2 * t)
+    return load_scalar_f16(keys + 2 * (GROUP_TOKENS * d + t))
+
+
+@njit(**JIT)
 def _add_turned(
-    key: Any, head_dim: Any, turn: Any, cos: Any, sin: Any, half_bytes: Any, out: Any
+    keys: Any,
+    scale: Any,
+    t: Any,
+    head_dim: Any,
+    turn: Any,
+    cos: Any,
+    sin: Any,
+    half_bytes: Any,
+    out: Any,
 ) -> None:
-    """Add a stored key (float16, one in GROUP_TOKENS), turned by `turn` positions, to out [D]."""
-    half, step = head_dim // 2, 2 * GROUP_TOKENS
+    """Add key t of a record, turned by `turn` positions, to out [D]."""
+    half = head_dim // 2
     cos += (turn + CHUNK_TOKENS - 1) * half_bytes
     sin += (turn + CHUNK_TOKENS - 1) * half_bytes
     for j in range(half):
-        a, b = load_scalar_f16(key + step * j), load_scalar_f16(key + step * (j + half))
+        a, b = _load_key(keys, scale, t, j), _load_key(keys, scale, t, j + half)
         c, s = load_scalar_f32(cos + 4 * j), load_scalar_f32(sin + 4 * j)
         at, other = out + 4 * j, out + 4 * (j + half)
         store_scalar_f32(at, load_scalar_f32(at) + (a * c - b * s))
@@ -56,7 +74,14 @@ def _add_turned(
 
 @njit(**JIT)
 def summarise(
-    cells: Any, chunk: Any, head_dim: Any, cos: Any, sin: Any, half_bytes: Any, out: Any
+    cells: Any,
+    scales: Any,
+    chunk: Any,
+    head_dim: Any,
+    cos: Any,
+    sin: Any,
+    half_bytes: Any,
+    out: Any,
 ) -> None:
     """The summaries of a chunk, float32 [5][D]: the chunk, then its four groups of 16.
 
@@ -67,11 +92,12 @@ def summarise(
         store_f32(out + i, splat_f32(np.float32(0)))
     for t in range(CHUNK_TOKENS):
         group = chunk * (CHUNK_TOKENS // GROUP_TOKENS) + t // GROUP_TOKENS
-        key = record(cells, group, head_dim) + 2 * (t % GROUP_TOKENS)
-        _add_turned(key, head_dim, CHUNK_MIDDLE - t, cos, sin, half_bytes, out)
+        keys, scale = record(cells, scales, group, head_dim), group_scales(scales, group)
+        i = t % GROUP_TOKENS
+        _add_turned(keys, scale, i, head_dim, CHUNK_MIDDLE - t, cos, sin, half_bytes, out)
         span = out + 4 * head_dim * (1 + t // SPAN_TOKENS)
         turn = SPAN_MIDDLE - t % SPAN_TOKENS
-        _add_turned(key, head_dim, turn, cos, sin, half_bytes, span)
+        _add_turned(keys, scale, i, head_dim, turn, cos, sin, half_bytes, span)
 
 
 @njit(**JIT)

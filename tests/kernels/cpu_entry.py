@@ -13,6 +13,7 @@ from numba import carray, cfunc, njit, types
 from hga.kernels.cpu import attention as att
 from hga.kernels.cpu import (
     block_attention,
+    records,
     scratch,
     simd,
     simd_bits,
@@ -246,17 +247,22 @@ def log(x):
 
 
 class Pages:
-    """The pages of one layer in memory that starts as NaN; k, v float32 [S, G, D]."""
+    """The pages of one layer in memory that starts as NaN, or of int8 as -128 with scales of NaN;
+    k, v float32 [S, G, D]."""
 
-    def __init__(self, k, v, extra_chunks=1):
+    def __init__(self, k, v, extra_chunks=1, int8=False):
         self.n_tokens, self.kv_heads, self.head_dim = k.shape
         n_chunks = -(-self.n_tokens // 64) + extra_chunks
-        halves = self.kv_heads * 8 * 16 * self.head_dim
-        self.memory = np.full((n_chunks, halves), np.nan, np.float16)
+        values = self.kv_heads * 8 * 16 * self.head_dim
+        empty = np.int8(-128) if int8 else np.float16(np.nan)
+        self.memory = np.full((n_chunks, values), empty)
+        self.scales = None
+        if int8:
+            self.scales = np.full((self.kv_heads, 8 * n_chunks, 2, 8), np.nan, np.float16)
         # In no order that addresses would reveal.
         self.order = np.random.default_rng(0).permutation(n_chunks)
         pages = self.memory.ctypes.data + self.order * self.memory.strides[0]
-        cell_bytes = 64 * self.head_dim
+        cell_bytes = 32 * self.memory.itemsize * self.head_dim
         # int64 [G, cells], a row per KV head.
         self.table = np.stack(
             [
@@ -268,7 +274,25 @@ class Pages:
         for position in range(self.n_tokens):
             for head in range(self.kv_heads):
                 row = (np.ascontiguousarray(x[position, head]) for x in (k, v))
-                run(att.append, self.table[head], position, self.head_dim, *row)
+                where = (*self.head(head), position, self.head_dim)
+                run(records.append, *where, *row)
+
+    def head(self, head):
+        """A KV head's cells and scales, for kernels."""
+        return self.table[head], 0 if self.scales is None else self.scales[head]
+
+    def stored(self):
+        """Keys and values as they were stored, float32 [S, G, D]."""
+        out = np.zeros((2, self.n_tokens, self.kv_heads, self.head_dim), np.float32)
+        for position in range(self.n_tokens):
+            for head in range(self.kv_heads):
+                group, t = divmod(position, 8)
+                keys, values = self.record(group, head)
+                row = np.stack((keys[:, t], values[t])).astype(np.float32)
+                if self.scales is not None:
+                    row *= self.scales[head, group, :, t].astype(np.float32)[:, None]
+                out[:, position, head] = row
+        return out
 
     def record(self, group, head):
         """Keys [D, 8] and values [8, D] of a group, read where docs/format.md puts them."""
@@ -287,7 +311,7 @@ def attend_span(pages, head, q, low, high, first, n_groups, groups=None):
     scores = np.full(padded * scratch.SCORE_ROW // 4 + 16, np.nan, np.float32)
     scores[-16:] = CANARY
     partial = np.full((padded, scratch.PARTIAL_HEAD + d), np.nan, np.float32)
-    where = (pages.table[head], 0 if groups is None else groups, n_groups, first, d)
+    where = (*pages.head(head), 0 if groups is None else groups, n_groups, first, d)
     run(att.attend_span, *where, queries, rows, low, high, scores, partial, partial.strides[0])
     assert (scores[-16:] == CANARY).all(), "written past the scores"
     return partial[:rows]
@@ -295,10 +319,10 @@ def attend_span(pages, head, q, low, high, first, n_groups, groups=None):
 
 @njit
 def _finish_tile(
-    cells, d, q, token_row, rows, n_tokens, position, window, groups, n, begin, private, out
+    cells, scales, d, q, token_row, rows, n_tokens, position, window, groups, n, begin, private, out
 ):
     totals = block_attention.attend_tile(
-        cells, d, q, token_row, rows, n_tokens, position, window, groups, n, begin, private
+        cells, scales, d, q, token_row, rows, n_tokens, position, window, groups, n, begin, private
     )
     for r in range(n_tokens * rows):
         row = 4 * (scratch.PARTIAL_HEAD + d) * r
@@ -314,7 +338,7 @@ def attend_tile(pages, head, q, position, window, groups=(), begin=0):
     private = np.full(size + 16, np.nan, np.float32)
     private[size:] = CANARY
     out = np.full((n_tokens + 1, rows, d), CANARY, np.float32)
-    where = (pages.table[head], d, q.ctypes.data + 4 * d * rows * head, q.strides[0], rows)
+    where = (*pages.head(head), d, q.ctypes.data + 4 * d * rows * head, q.strides[0], rows)
     listed = np.array([*groups, -1], np.int32)
     run(_finish_tile, *where, n_tokens, position, window, listed, len(groups), begin, private, out)
     assert (private[size:] == CANARY).all() and (out[-1] == CANARY).all(), "written past the end"

@@ -45,12 +45,14 @@ def attend_tiles(cpu: ModuleType, pages, q, position: int, window: int, size=Non
     return out
 
 
+@pytest.mark.parametrize("int8", [False, True], ids=["float16", "int8"])
 @pytest.mark.parametrize("case", ATTENTION, ids=str)
-def test_attention(cpu: ModuleType, case: AttentionCase) -> None:
+def test_attention(cpu: ModuleType, case: AttentionCase, int8: bool) -> None:
     k, v = cases.keys_and_values(case)
     q = cases.queries(case, case.tokens)
     position = case.context - case.tokens
-    pages = cpu.Pages(k, v)
+    pages = cpu.Pages(k, v, int8=int8)
+    k, v = pages.stored()
     got = attend(cpu, pages, q, position, case.window)
     visible = reference.causal(position, case.tokens, case.window)
     assert cases.error(got, reference.attend(q, k, v, visible)) <= TOLERANCE["attend"]
@@ -84,6 +86,20 @@ def test_records_lie_where_the_document_says(cpu: ModuleType, head_dim: int) -> 
     assert written == 2 * k.size, "nothing else was written"
 
 
+def test_int8_is_the_nearest_multiple_of_a_scale(cpu: ModuleType) -> None:
+    case = AttentionCase(2, 2, 64, 150)
+    k, v = cases.keys_and_values(case)
+    k[:, :, 7] *= 30
+    k[5], v[5], v[6] = 0, 1e-9, 1e5
+    pages = cpu.Pages(k, v, int8=True)
+    for given, stored in zip((k, v), pages.stored(), strict=True):
+        scale = np.abs(given).max(-1, keepdims=True) / 127
+        assert (np.abs(stored - given) <= 0.51 * np.maximum(scale, 2**-14)).all()
+        assert (np.abs(stored).max(-1) >= 0.99 * np.abs(given).max(-1) - 2**-14).all()
+    assert np.count_nonzero(pages.memory != -128) == 2 * k.size, "nothing else was written"
+    assert np.count_nonzero(~np.isnan(pages.scales)) == 2 * 2 * 150
+
+
 def test_append_holds_what_float16_cannot(cpu: ModuleType) -> None:
     k = np.full((1, 1, 32), 1e6, np.float32)
     keys, values = cpu.Pages(k, -k).record(0, 0)
@@ -101,15 +117,18 @@ def test_a_list_of_groups_equals_the_run_of_them(cpu: ModuleType) -> None:
     )
 
 
+@pytest.mark.parametrize("int8", [False, True], ids=["float16", "int8"])
 @pytest.mark.parametrize(
     "groups", [[0, 1, 5, 6, 17, 30, 61, 84, 87], [87], [0, 3, 6, 87], range(0, 88, 2), [3, 9]]
 )
-def test_chosen_groups(cpu: ModuleType, groups: list[int]) -> None:
+def test_chosen_groups(cpu: ModuleType, groups: list[int], int8: bool) -> None:
     case = AttentionCase(6, 2, 64, 700)
     k, v = cases.keys_and_values(case)
     q = cases.queries(case, 1)
     visible = np.isin(np.arange(700) // 8, groups)[None]
-    got = attend(cpu, cpu.Pages(k, v), q, 699, 0, np.array(groups, np.int32))
+    pages = cpu.Pages(k, v, int8=int8)
+    k, v = pages.stored()
+    got = attend(cpu, pages, q, 699, 0, np.array(groups, np.int32))
     assert cases.error(got, reference.attend(q, k, v, visible)) <= TOLERANCE["attend"]
 
 

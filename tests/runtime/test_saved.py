@@ -20,6 +20,9 @@ CASES = {
     "dense": {"attention": "dense"},
     "paper": {"attention": "hga-paper", "budget": "400"},
     "one bit": {"attention": "hga", "budget": "160", "sketch_bits": 1},
+    "int8": {"attention": "hga", "budget": "160", "kv_type": "q8"},
+    "paper in int8": {"attention": "hga-paper", "budget": "400", "kv_type": "q8"},
+    "int8 on disk": {"attention": "hga", "budget": "128", "kv": "disk", "kv_type": "q8"},
     "on disk": {"attention": "hga", "budget": "128", "kv": "disk"},
     "dense on disk": {"attention": "dense", "kv": "disk"},
 }

@@ -236,6 +236,22 @@ def test_truncation(session: Session, token_ids: Ids) -> None:
             session.truncate(n_tokens)
 
 
+def test_int8_takes_half_the_memory_and_says_nearly_the_same(
+    packed_tiny: Packed, open_engine: Opened, token_ids: Ids
+) -> None:
+    path, ids = packed_tiny("qwen3", head_dim=64), token_ids(300)
+    logits, sizes = [], []
+    for kv_type in ("bf16", "q8"):
+        with open_engine(path, kv_type=kv_type) as engine, engine.session() as session:
+            session.feed(ids[:-1])
+            logits.append(session.step(ids[-1]).copy())
+            sizes.append((session.kv_bytes, session.stats.read_bytes))
+    (kv_bytes, read), (kv_half, read_half) = sizes
+    assert kv_half == kv_bytes // 2 and read_half == read // 2
+    difference = np.abs(logits[1] - logits[0]).max() / np.abs(logits[0]).max()
+    assert 0 < difference < 0.05
+
+
 def test_memory_grows_by_slabs_and_is_freed(
     packed_tiny: Packed, open_engine: Opened, token_ids: Ids
 ) -> None:

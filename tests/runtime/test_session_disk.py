@@ -77,15 +77,15 @@ def spoken(session: Session, ids: list[int]) -> np.ndarray:
     return np.stack(logits)
 
 
-@pytest.mark.parametrize("budget", ["20%", "auto"])
+@pytest.mark.parametrize(("budget", "kv_type"), [("20%", "bf16"), ("auto", "bf16"), ("20%", "q8")])
 def test_disk_and_memory_agree_to_the_bit(
-    model: Path, open_engine: Opened, on_disk: Opened, token_ids: Ids, budget: str
+    model: Path, open_engine: Opened, on_disk: Opened, token_ids: Ids, budget: str, kv_type: str
 ) -> None:
-    ids = token_ids(1000)
-    with open_engine(model, ctx=1000, budget=budget) as engine, engine.session() as session:
+    ids, options = token_ids(1000), {"ctx": 1000, "budget": budget, "kv_type": kv_type}
+    with open_engine(model, **options) as engine, engine.session() as session:
         expected = spoken(session, ids)
     for frames, threads in ((8, 1), (20, 2), (64, 3)):
-        engine = on_disk(model, frames, ctx=1000, budget=budget, threads=threads)
+        engine = on_disk(model, frames, threads=threads, **options)
         with engine.session() as session:
             assert session.on_disk
             np.testing.assert_array_equal(spoken(session, ids), expected)

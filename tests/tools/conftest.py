@@ -179,9 +179,9 @@ class FakeEngine:
         self.ctx = ctx
         self.generation = generation or {}
         self.backend = "fake: 1 thread"
-        self.io = None
+        self.io = self.experts = None
         self.notices = []
-        self.options = SimpleNamespace(mem=None, attention="hga", budget="auto")
+        self.options = SimpleNamespace(mem=None, attention="hga", budget="auto", kv_type="bf16")
         self.geometry = SimpleNamespace(
             layers=(0, 0), block_kv_bytes=12800, page_bytes=lambda layer: 3200
         )

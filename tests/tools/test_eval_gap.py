@@ -8,6 +8,7 @@ import pytest
 
 from hga.tools import plots
 from hga.tools.arms import DENSE, Arm, Costs
+from hga.tools.cli import main
 from hga.tools.errors import UsageError
 from hga.tools.gap import GapPlan, loss_gaps, segment_starts
 from hga.tools.intervals import over_batches, over_segments, student_t
@@ -122,6 +123,25 @@ def test_missing_matplotlib_is_said_at_once(monkeypatch, tmp_path):
     with pytest.raises(UsageError, match=r"pip install 'hga\[plot\]'"):
         plots.check(tmp_path / "x.png")
     plots.check(None)
+
+
+def test_int8_is_compared_with_full_width(smollm2_gguf, tmp_path, capsys):
+    from hga.tools.pack import pack
+
+    model = pack(smollm2_gguf, tmp_path / "demo.hga").path
+    text = tmp_path / "text.txt"
+    text.write_text("The whale is the largest animal that the sea holds. " * 40)
+    words = ["eval", "gap", str(model), "-f", str(text), "--ctx", "100", "--tail", "20"]
+    words += ["--segments", "2", "--attention", "dense", "--quiet"]
+    found = {}
+    for kv_type in ("bf16", "q8"):
+        assert main([*words, "--kv-type", kv_type]) == 0
+        found[kv_type] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert found[kv_type]["kv_type"] == kv_type
+    assert found["q8"]["dense_nll"] == found["bf16"]["dense_nll"]
+    full, half = (found[kv_type]["rows"][0] for kv_type in ("bf16", "q8"))
+    assert full["gap"] == 0 and 0 < abs(half["gap"]) < 0.05
+    assert half["bytes_per_token"] == pytest.approx(full["bytes_per_token"] / 2)
 
 
 def test_a_routed_prompt_is_compared_with_an_exact_one(hga_eval, tmp_path):

@@ -17,6 +17,8 @@ KEYS = {
     "text", "tokens", "prompt_tokens", "reused_tokens", "prefill_tps", "decode_tps", "ctx",
     "attended_mean", "peak_rss", "kv_bytes", "read_bytes", "expert_hit_rate", "kv_hit_rate", "io",
     "backend", "stop", "kv", "disk_bytes", "stall_s",
+    "index_bytes", "expert_recall", "expert_precision", "expert_wasted_bytes",
+    "expert_layer_hit_rates",
 }  # fmt: skip
 
 
@@ -193,6 +195,28 @@ def test_the_demo_answers_lines_and_reuses_the_past(demo_pack):
     again = hga(*words, stdin="Hello\nAnd then?\n")
     repeated = [json.loads(line) for line in again.stdout.splitlines() if line.startswith("{")]
     assert [t["tokens"] for t in repeated] == [t["tokens"] for t in turns]
+
+
+def test_a_trace_adds_up_to_the_figures_of_the_turn(demo_pack, tmp_path):
+    trace = tmp_path / "trace.jsonl"
+    words = ("run", demo_pack, "-n", 6, "--temp", 0, "--json", "--kv", "disk", "--kv-dir", tmp_path)
+    words += ("-c", "1k", "--kv-type", "q8", "--budget", "300", "--trace", trace)
+    result = hga(*words, stdin="Count to 100. " * 90 + "\nAnd then?\n")
+    assert result.returncode == 0, result.stderr
+    turns = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    lines = [json.loads(line) for line in trace.read_text().splitlines()]
+    starts = [i for i, line in enumerate(lines) if line["kind"] == "prompt"]
+    assert starts[0] == 0 and len(starts) == len(turns) == 2
+    for turn, start, end in zip(turns, starts, [starts[1], len(lines)], strict=True):
+        prompt, tokens = lines[start], lines[start + 1 : end]
+        assert prompt["position"] == turn["prompt_tokens"]
+        assert prompt["prompt_tokens"] == turn["prompt_tokens"] - turn["reused_tokens"]
+        assert [line["decode_tokens"] for line in tokens] == [1] * len(tokens)
+        assert len(tokens) - len(turn["tokens"]) in (0, 1), "one more for the end of the reply"
+        for name in ("read_bytes", "index_bytes", "disk_bytes"):
+            assert sum(line[name] for line in lines[start:end]) == turn[name]
+        assert tokens[-1]["read_bytes"] > 0 and tokens[-1]["cell_hits"] > 0
+    assert hga("run", demo_pack, "-p", "x", "--trace", tmp_path / "no" / "x").returncode == 2
 
 
 def test_ctrl_c_on_the_demo(demo_pack):
