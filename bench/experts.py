@@ -110,6 +110,7 @@ def run(values: argparse.Namespace) -> dict[str, Any]:
             "precision": reads.precision,
             "hints": reads.hints,
             "foreseen": reads.foreseen,
+            "landed": reads.landed,
             **_charged(),
             "bill": sum(line.n_bytes for line in engine.bill()),
         }

@@ -7,7 +7,8 @@ from dataclasses import astuple, dataclass
 class ExpertReads:
     """Uses of experts by how they were found: in a slot, read ahead because the layer before had
     foreseen them, read when they were needed; hints read or dropped in time; of the uses that were
-    guessed about (`guessed`), those that the guess had named; seconds that the first thread waited.
+    guessed about (`guessed`), those that the guess had named; of the foreseen those that had been
+    read by then; seconds that the first thread waited.
     """
 
     hits: int = 0
@@ -17,6 +18,7 @@ class ExpertReads:
     foretold: int = 0
     guessed: int = 0
     withdrawn: int = 0
+    landed: int = 0
     read_bytes: int = 0
     stall_s: float = 0.0
 

@@ -215,7 +215,10 @@ class ExpertCache:
     @property
     def reads(self) -> ExpertReads:
         """Counts since the engine was opened."""
-        names = ("hits", "foreseen", "reads", "hints", "foretold", "guessed", "withdrawn")
+        names = (
+            *("hits", "foreseen", "reads", "hints"),
+            *("foretold", "guessed", "withdrawn", "landed"),
+        )
         total = dict(zip(names, self._counters.sum(0).tolist()))
         read = total["reads"] + total["hints"] - total["withdrawn"]
         stall = int(self._record[0]["stall_ns"]) / 1e9

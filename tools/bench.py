@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hga.kernels.ops import default_threads
 from hga.models.plan import MoePlan
+from hga.tools import plots
 from hga.tools.errors import OK, UsageError
 from hga.tools.figures import attended_bytes
 from hga.tools.run import engine_options, open_engine
@@ -37,7 +39,8 @@ class Row:
     """One test: `pp512` prefills, `tg128` decodes, `@ d4096` after so many cached tokens.
 
     Speeds are tokens per second; `roofline` is what memory bandwidth allows (decode alone),
-    `attended` the tokens that a decoded token attended, mean over layers.
+    `attended` the tokens that a decoded token attended, mean over layers. What was read is of the
+    last repetition.
     """
 
     test: str
@@ -47,6 +50,14 @@ class Row:
     samples: list[float]
     attended: float | None
     roofline: float | None = None
+    # Where keys and values, or experts, lie on disk: bytes read a token, the share of the time that
+    # was spent waiting for them, and how much was found in memory.
+    disk_bytes: int = 0
+    stall_share: float | None = None
+    kv_hit_rate: float | None = None
+    expert_hit_rate: float | None = None
+    expert_recall: float | None = None
+    expert_precision: float | None = None
 
 
 def bench(model: str | None, values: argparse.Namespace, status: Status) -> int:
@@ -55,6 +66,7 @@ def bench(model: str | None, values: argparse.Namespace, status: Status) -> int:
     n_gen = values.n_gen
     if not any(prompts) and not n_gen:
         raise UsageError("nothing to measure: -p and -n are both 0")
+    plots.check(values.plot)
     values.ctx = max(depths) + max(*prompts, n_gen, 1) + 1
     with open_engine(model, engine_options(values), values, status) as engine:
         bandwidth = memory_bandwidth(engine.options.threads or default_threads())
@@ -64,12 +76,12 @@ def bench(model: str | None, values: argparse.Namespace, status: Status) -> int:
                 f"{engine.backend}; {size(bandwidth)}/s read; {size(weights)} of weights a token: "
                 f"at most {bandwidth / weights:,.0f} tok/s at depth 0\n"
             )
-            print("| test | tok/s | attended | of the roofline |\n| --- | ---: | ---: | ---: |")
+            print(_head(_reads_disk(engine)))
         rows = []
         for row in _rows(engine, prompts, n_gen, depths, values.repetitions, bandwidth, status):
             rows.append(row)
             if values.output_format == "md":
-                print(_markdown(row), flush=True)
+                print(_markdown(row, _reads_disk(engine)), flush=True)
         result = {
             "model": model or "demo",
             "backend": engine.backend,
@@ -79,6 +91,10 @@ def bench(model: str | None, values: argparse.Namespace, status: Status) -> int:
             "weight_bytes_per_token": weights,
             "rows": [asdict(row) for row in rows],
         }
+        if engine.experts is not None:
+            result["expert_layer_hit_rates"] = engine.experts.layer_hit_rates
+    if values.plot is not None:
+        plots.bench(result, values.plot)
     sys.stdout.write(("\n" if values.output_format == "md" else "") + json.dumps(result) + "\n")
     return OK
 
@@ -93,6 +109,7 @@ def _rows(
     status: Status,
 ) -> Iterator[Row]:
     random = np.random.default_rng(0)
+    measure = partial(_measure, engine)
 
     def ids(count: int) -> list[int]:
         return [int(i) for i in random.integers(0, engine.plan.vocab_size, count)]
@@ -110,7 +127,7 @@ def _rows(
                     def prefill(block: list[int] = block) -> None:
                         session.feed(block)
 
-                    yield _measure(session, depth, f"pp{count}", count, repetitions, prefill)
+                    yield measure(session, depth, f"pp{count}", count, repetitions, prefill)
             if n_gen:
                 tokens = ids(n_gen)
 
@@ -118,12 +135,13 @@ def _rows(
                     for token in tokens:
                         session.step(token)
 
-                row = _measure(session, depth, f"tg{n_gen}", n_gen, repetitions, decode)
+                row = measure(session, depth, f"tg{n_gen}", n_gen, repetitions, decode)
                 read = weight_bytes(engine) + (attended_bytes(engine, row.attended) or 0)
                 yield replace(row, roofline=bandwidth / read)
 
 
 def _measure(
+    engine: "Engine",
     session: "Session",
     depth: int,
     test: str,
@@ -140,7 +158,10 @@ def _measure(
         run()
         if repetition:
             speeds.append(n_tokens / (time.perf_counter() - begin))
-    attended = session.stats.attended_mean
+    stats = session.stats
+    # All threads wait for keys and values; for experts the first one, on behalf of all.
+    waiting = engine.options.threads or default_threads() if engine.placement.on_disk else 1
+    seconds = waiting * n_tokens / speeds[-1]
     session.truncate(depth)
     return Row(
         test if depth == 0 else f"{test} @ d{depth}",
@@ -148,14 +169,39 @@ def _measure(
         statistics.fmean(speeds),
         statistics.stdev(speeds) if len(speeds) > 1 else 0.0,
         [round(speed, 3) for speed in speeds],
-        attended,
+        stats.attended_mean,
+        disk_bytes=stats.disk_bytes // n_tokens,
+        stall_share=stats.stall_s / seconds if stats.disk_bytes else None,
+        kv_hit_rate=stats.kv_hit_rate,
+        expert_hit_rate=stats.expert_hit_rate,
+        expert_recall=stats.experts.recall,
+        expert_precision=stats.experts.precision,
     )
 
 
-def _markdown(row: Row) -> str:
+def _reads_disk(engine: "Engine") -> bool:
+    return engine.placement.on_disk or engine.experts is not None
+
+
+def _head(disk: bool) -> str:
+    names = ["test", "tok/s", "attended", "of the roofline"]
+    if disk:
+        names += ["disk a token", "waiting", "in memory"]
+    return f"| {' | '.join(names)} |\n| --- |{' ---: |' * (len(names) - 1)}"
+
+
+def _markdown(row: Row, disk: bool) -> str:
+    def percent(share: float | None) -> str:
+        return "" if share is None else f"{100 * share:.0f} %"
+
     attended = "" if row.attended is None else f"{row.attended:,.0f}"
-    share = "" if row.roofline is None else f"{100 * row.tps / row.roofline:.0f} %"
-    return f"| {row.test} | {row.tps:,.1f} ± {row.tps_std:.1f} | {attended} | {share} |"
+    share = "" if row.roofline is None else percent(row.tps / row.roofline)
+    cells = [row.test, f"{row.tps:,.1f} ± {row.tps_std:.1f}", attended, share]
+    if disk:
+        rates = {"experts": row.expert_hit_rate, "keys and values": row.kv_hit_rate}
+        found = [f"{percent(rate)} of {name}" for name, rate in rates.items() if rate is not None]
+        cells += [size(row.disk_bytes), percent(row.stall_share), ", ".join(found)]
+    return f"| {' | '.join(cells)} |"
 
 
 def weight_bytes(engine: "Engine") -> int:

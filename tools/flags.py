@@ -357,7 +357,7 @@ EVAL_RULER = (
 _counts = list_of(whole(0, 1 << 30))
 BENCH = (
     MODEL, THREADS, MEM, EXPERT_CACHE, EXPERT_HINTS, DEVICE, GEMMA, ATTENTION, BUDGET, PREFILL,
-    SKETCH_BITS, KV_TYPE,
+    SKETCH_BITS, KV_TYPE, KV, KV_DIR, IO,
     Flag("n_prompt", ("-p", "--n-prompt"), _counts, "tokens to prefill (default: 512)", "N,N",
          "tests", default=(512,)),
     Flag("n_gen", ("-n", "--n-gen"), whole(0, 1 << 30), "tokens to decode (default: 128)", "N",
@@ -369,7 +369,7 @@ BENCH = (
     Flag("output_format", ("-o", "--output-format"), choice("md", "json"),
          "md: a table and the JSON object last; json: the object alone (default: md)", "FORMAT",
          "output", default="md"),
-    *OUTPUT,
+    _PLOT, *OUTPUT,
 )  # fmt: skip
 
 COMMANDS = {

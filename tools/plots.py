@@ -159,6 +159,48 @@ def ruler(result: Row, path: Path) -> None:
     _write(figure, path)
 
 
+def bench(result: Row, path: Path) -> None:
+    """Speeds at each depth: decoding with its roofline, prompts; where experts are read, the share
+    of uses that cost no read, layer by layer."""
+    rows, by_layer = result["rows"], result.get("expert_layer_hit_rates")
+    tests = list(dict.fromkeys(row["test"].split(" @ ")[0] for row in rows))
+    kinds = [[t for t in tests if t.startswith(kind)] for kind in ("tg", "pp")]
+    kinds = [kind for kind in kinds if kind]
+    figure, axes = _panels(1, len(kinds) + (by_layer is not None), 4.2, 3.4, share_y=False)
+    for axis, kind in zip(axes[0], kinds):
+        for test, marker in zip(kind, "osD^v" * len(kind)):
+            mine = [row for row in rows if row["test"].split(" @ ")[0] == test]
+            depths = [row["depth"] for row in mine]
+            axis.errorbar(
+                depths, [row["tps"] for row in mine], yerr=[row["tps_std"] for row in mine],
+                label=test, marker=marker, markersize=5, linewidth=1.4, capsize=3,
+                color=_COLOURS["hga"] if len(kind) == 1 else None,
+            )  # fmt: skip
+            if mine[0]["roofline"]:
+                roofs = [row["roofline"] for row in mine]
+                axis.plot(depths, roofs, "--", color=_COLOURS["dense"], linewidth=1,
+                          label="memory bandwidth allows")  # fmt: skip
+        axis.set_title("decode" if kind[0].startswith("tg") else "prompts")
+        axis.set_xscale("symlog", linthresh=1024)
+        axis.set_xticks(depths, [_tokens(n) for n in depths])
+        axis.xaxis.set_minor_locator(_no_ticks())
+        axis.set_xlabel("tokens in the context")
+        axis.set_ylabel("tokens a second")
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3, linewidth=0.6)
+        axis.legend(frameon=False)
+    if by_layer is not None:
+        axis = axes[0][-1]
+        axis.bar(range(len(by_layer)), [100 * (rate or 0) for rate in by_layer],
+                 color=_COLOURS["hga"])  # fmt: skip
+        axis.set_title("experts found in memory")
+        axis.set_xlabel("layer")
+        axis.set_ylabel("uses without a read (%)")
+        axis.set_ylim(0, 100)
+        axis.grid(axis="y", alpha=0.3, linewidth=0.6)
+    _write(figure, path)
+
+
 def _arm(row: Row) -> Arm:
     return Arm(row["attention"], row["budget"])
 

@@ -27,8 +27,9 @@ from .system_calls import now_ns
 JIT = {"nogil": True, "error_model": "numpy"}
 
 # Counters of a layer: uses of an expert that was there, that a hint had asked for, that was read;
-# hints pushed; uses foretold, uses that a guess was made about; hints dropped in time.
-HITS, FORESEEN, READS, HINTS, FORETOLD, GUESSED, WITHDRAWN = range(7)
+# hints pushed; uses foretold, uses that a guess was made about; hints dropped in time; foreseen
+# ones that had been read by then.
+HITS, FORESEEN, READS, HINTS, FORETOLD, GUESSED, WITHDRAWN, LANDED = range(8)
 COUNTERS = 8
 # Every table is read and written by thread 0 alone, but addresses, landings and ends.
 _NONE = -1e300
@@ -127,7 +128,10 @@ def settle_hints(c: Any, layer: Any, r: Any, queue: Any) -> None:
         owner = load_scalar_i64(r.owners + 8 * slot)
         ticket = r.tickets + 8 * slot
         if first <= owner < first + r.n_experts and _is_active(c, owner - first):
-            promote(queue, ticket)
+            if atomic_load(ticket) == READ:
+                count(r, layer, LANDED, 1)
+            else:
+                promote(queue, ticket)
             # Not a hit: it was read for this use.
             count(r, layer, FORESEEN, 1)
             count(r, layer, HITS, -1)

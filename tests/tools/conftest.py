@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from hga.runtime.expert_reads import ExpertReads
+
 START, END, BOS = 257, 258, 256
 HE = 300
 VOCAB = 320
@@ -109,6 +111,7 @@ class FakeSession:
             attended_mean=12.0, kv_bytes=4096, read_bytes=0, decode_tokens=0, prompt_tokens=0,
             reused_tokens=0, prefill_s=0.0, decode_s=0.0, index_bytes=0, mass_recall=None,
             kv_hit_rate=None, expert_hit_rate=None, disk_bytes=0, stall_s=0.0,
+            experts=ExpertReads(),
         )  # fmt: skip
 
     def fork_point(self, ids):
@@ -180,6 +183,7 @@ class FakeEngine:
         self.generation = generation or {}
         self.backend = "fake: 1 thread"
         self.io = self.experts = None
+        self.placement = SimpleNamespace(on_disk=False)
         self.notices = []
         self.options = SimpleNamespace(mem=None, attention="hga", budget="auto", kv_type="bf16")
         self.geometry = SimpleNamespace(

@@ -14,6 +14,16 @@ pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 @pytest.fixture
+def packed_moe(tiny, tmp_path):
+    """A tiny mixture of experts, packed."""
+    from hga.tools.pack import pack
+
+    changes = {"num_experts": 12, "num_experts_per_tok": 3, "num_hidden_layers": 3}
+    source = tiny.write_hf(tmp_path / "hf", tiny.config("qwen3_moe", **changes), "bf16")
+    return pack(source, tmp_path / "moe.hga", "q8").path
+
+
+@pytest.fixture
 def hga_bench(fake_engine, monkeypatch, capsys):
     """hga_bench(words) -> (exit code, stdout, stderr, engine)."""
     engines = []
@@ -59,6 +69,29 @@ def test_every_repetition_starts_at_the_depth(hga_bench):
     session = engine.sessions[0]
     assert [len(block) for block in session.fed] == [16, 8, 8, 8]
     assert set(session.truncated) == {16}
+
+
+def test_a_picture_of_the_speeds(hga_bench, tmp_path):
+    path = tmp_path / "bench.png"
+    words = ("-p", "4,8", "-n", "3", "-d", "0,16", "-r", "1", "-o", "json", "--plot", str(path))
+    assert hga_bench(*words)[0] == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+    code, _, err, _ = hga_bench("-p", "4", "--plot", str(tmp_path / "no" / "x.png"))
+    assert code == 2 and "there is no folder" in err
+
+
+def test_experts_and_cells_on_disk_have_columns(packed_moe, capsys, tmp_path):
+    path = tmp_path / "bench.svg"
+    words = ["bench", str(packed_moe), "-p", "0", "-n", "4", "-d", "300", "-r", "1", "--quiet"]
+    words += ["--kv", "disk", "--kv-dir", str(tmp_path / "kv"), "--expert-cache", "200k"]
+    assert cli.main([*words, "--plot", str(path)]) == 0
+    out = capsys.readouterr().out
+    figures, row = json.loads(out.splitlines()[-1]), json.loads(out.splitlines()[-1])["rows"][0]
+    assert "| disk a token | waiting | in memory |" in out
+    assert row["disk_bytes"] > 0 and 0 < row["expert_hit_rate"] < 1 and row["stall_share"] > 0
+    layers = figures["expert_layer_hit_rates"]
+    assert len(layers) == 3 and all(0 < rate < 1 for rate in layers)
+    assert "experts found in memory" in path.read_text() or "<svg" in path.read_text()
 
 
 def test_json_alone(hga_bench):
