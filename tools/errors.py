@@ -34,6 +34,7 @@ _OURS = {
     "TemplateError": BAD_MODEL,
     "FormatError": BAD_MODEL,
     "SamplerError": BAD_MODEL,
+    "GrammarError": USAGE,
     "BudgetError": NO_ROOM,
     "OptionError": USAGE,
     "ContextError": USAGE,

@@ -186,6 +186,10 @@ SAMPLING = (
     Flag("seed", ("-s", "--seed"), parse_seed, "same seed, same tokens; -1: a new one", "N",
          "sampling"),
 )  # fmt: skip
+JSON_SCHEMA = Flag(
+    "json_schema", ("-j", "--json-schema"), parse_text,
+    "hold replies to a JSON schema, a file or its text", "FILE|TEXT", "sampling",
+)  # fmt: skip
 ATTENTION = Flag(
     "attention", ("--attention",), _attention,
     "hga: groups of the past chosen per token; hga-paper: the same by the published rule; dense: "
@@ -227,7 +231,7 @@ RUN = (
     Flag("predict", ("-n", "--predict", "--n-predict"), parse_predict,
          "longest reply in tokens; -1: no limit (default: -1, 256 without a chat template)", "N",
          "sampling", default=0),
-    *SAMPLING, JSON,
+    JSON_SCHEMA, *SAMPLING, JSON,
     Flag("trace", ("--trace",), Path,
          "write what every token read and waited for, a line of JSON each", "FILE", "output"),
     *OUTPUT,

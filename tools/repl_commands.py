@@ -13,8 +13,9 @@ from hga.tools import flags, repl_sessions
 from hga.tools.config import close_match
 from hga.tools.errors import UsageError
 from hga.tools.figures import reply_json
-from hga.tools.run import SAMPLER_OPTIONS, Talk, read_text
+from hga.tools.run import SAMPLER_OPTIONS, Talk
 from hga.tools.status import Status, size
+from hga.tools.texts import read_text
 from hga.tools.turns import Reply
 
 
