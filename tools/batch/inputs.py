@@ -49,14 +49,14 @@ def find_inputs(operands: Sequence[str], out: Path, *, hidden: bool) -> Found:
 
 class _Search:
     def __init__(self, out: Path, hidden: bool) -> None:
-        self._out = out.resolve()
+        self._out = os.path.realpath(out)
         self._hidden = hidden
         self._found = Found()
         self._left_out: list[str] = []
         self._twice: list[str] = []
         self._loops: list[str] = []
         self._folders: set[tuple[int, int]] = set()
-        self._files: set[Path] = set()
+        self._files: set[str] = set()
         self._names: set[str] = set()
 
     def run(self, operands: Sequence[str]) -> Found:
@@ -88,7 +88,7 @@ class _Search:
         pending, links = deque([(folder, prefix)]), deque[tuple[Path, str]]()
         while pending or links:
             folder, prefix = pending.popleft() if pending else links.popleft()
-            if not folder.is_dir():
+            if not os.path.isdir(folder):
                 self._add(folder, prefix)
                 continue
             try:
@@ -107,9 +107,9 @@ class _Search:
                 path, name = Path(entry.path), prefix + _shown(entry.name)
                 if self._leaves_out(entry.name):
                     self._left_out.append(name)
-                elif path.resolve() == self._out:
+                elif os.path.realpath(path) == self._out:
                     self._found.notices.append(f"left out, the output folder: {name}")
-                elif entry.is_dir():
+                elif os.path.isdir(path):
                     (links if entry.is_symlink() else pending).append((path, f"{name}/"))
                 elif entry.is_symlink():
                     links.append((path, name))
@@ -130,7 +130,7 @@ class _Search:
         if not stat.S_ISREG(status.st_mode):
             self._found.unreadable.append((name, "not a regular file"))
             return
-        real = path.resolve()
+        real = os.path.realpath(path)
         if real in self._files:
             self._twice.append(name)
             return

@@ -164,15 +164,14 @@ class Worker:
     def _cut(self, ids: TokenIds) -> list[TokenIds]:
         """A document as parts that fit, of about one size, cut at line ends where there are any
         in the last quarter."""
-        n_parts = -(-len(ids) // self._room)
         parts: list[TokenIds] = []
         first = 0
-        while len(ids) - first > self._room:
+        while (left := len(ids) - first) > self._room:
             # Equal shares of what is left, so that the last part is no mere rest.
-            wanted = -(-(len(ids) - first) // max(1, n_parts - len(parts)))
-            end = first + min(self._room, wanted)
-            parts.append(ids[first : (cut := self._line_end(ids, first, end))])
-            first = cut
+            share = -(-left // -(-left // self._room))
+            end = self._line_end(ids, first, first + share)
+            parts.append(ids[first:end])
+            first = end
         return [*parts, ids[first:]]
 
     def _line_end(self, ids: TokenIds, first: int, end: int) -> int:
