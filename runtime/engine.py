@@ -29,6 +29,7 @@ from .session_types import ContextError
 
 if TYPE_CHECKING:
     from .experts import ExpertCache
+    from .grammar import GrammarCompiler
     from .template import ChatTemplate
     from .tokenizer import Tokenizer
 
@@ -85,6 +86,7 @@ class Engine:
             self._reader: Reader | None = None
             self.experts: ExpertCache | None = None
             self._template: ChatTemplate | None = None
+            self._grammars: GrammarCompiler | None = None
             self.windows = tuple(layer.attention.window for layer in self.plan.layers)
             placed = place_model(self.model, self.geometry, self.ctx, options)
             self.placement, self._n_slots = placed.kv, placed.n_slots
@@ -179,6 +181,15 @@ class Engine:
 
             self._template = ChatTemplate(self.model.tokenizer)
         return self._template
+
+    @property
+    def grammars(self) -> "GrammarCompiler":
+        """What compiles JSON schemas that replies are held to."""
+        if self._grammars is None:
+            from .grammar import GrammarCompiler
+
+            self._grammars = GrammarCompiler(self.tokenizer)
+        return self._grammars
 
     @property
     def generation(self) -> dict[str, Any]:

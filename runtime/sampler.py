@@ -118,11 +118,16 @@ class Sampler:
             "uinteger": 0,
         }
 
-    def sample(self, logits: NDArray[np.float32], recent: Sequence[int] = ()) -> int:
+    def sample(
+        self,
+        logits: NDArray[np.float32],
+        recent: Sequence[int] = (),
+        allowed: NDArray[np.int64] | None = None,
+    ) -> int:
         """The id of the next token.
 
-        logits: f32 [V], left as it is; recent: the tokens so far, oldest first. Raises
-        SamplerError unless every logit is finite.
+        logits: f32 [V], left as it is; recent: the tokens so far, oldest first; allowed: the ids
+        to choose among, ascending (None: all). Raises SamplerError unless every logit is finite.
         """
         if logits.ndim != 1 or logits.size == 0:
             raise SamplerError(f"logits: expected shape [V], found {list(logits.shape)}")
@@ -130,6 +135,12 @@ class Sampler:
             bad = int(np.argmin(np.isfinite(logits)))
             raise SamplerError(f"logits: expected finite numbers, found {logits[bad]} at {bad}")
         values = self._penalised(logits, recent)
+        if allowed is not None:
+            return int(allowed[self._choose(values[allowed])])
+        return self._choose(values)
+
+    def _choose(self, values: NDArray[np.float32]) -> int:
+        """The index of the value drawn."""
         if self.options.temperature == 0.0:
             return int(np.argmax(values))
         ids, kept = self._candidates(values)

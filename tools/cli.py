@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from hga.tools import errors, flags
 from hga.tools.config import close_match, settle
-from hga.tools.flags import Flag
+from hga.tools.flag import MODEL, Flag
 from hga.tools.status import Status
 
 Handler = Callable[[argparse.Namespace, Status], int]
@@ -102,7 +102,9 @@ def build_parser(prog: str = "hga") -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
     _add(commands, "run", _cmd_run, "chat with a model, or answer once with -p or -f",
-         operands=[("MODEL", "?", "model", flags.MODEL.help)])  # fmt: skip
+         operands=[("MODEL", "?", "model", MODEL.help)])  # fmt: skip
+    _add(commands, "batch", _cmd_batch, "one task over many files: summaries, a prompt, JSON",
+         operands=[("DIR_OR_FILES", "+", "inputs", "folders and files to read")])  # fmt: skip
     _add(commands, "pack", _cmd_pack, "checkpoint (GGUF file, safetensors folder) to packed file",
          operands=[("SOURCE", None, "source", "GGUF file, safetensors folder, demo or gemma")],
     )  # fmt: skip
@@ -112,13 +114,13 @@ def build_parser(prog: str = "hga") -> argparse.ArgumentParser:
          operands=file)  # fmt: skip
     _add_sessions(commands)
     _add(commands, "plan", _cmd_plan, "the memory that a model and a context need",
-         operands=[("MODEL", "?", "model", flags.MODEL.help)])  # fmt: skip
+         operands=[("MODEL", "?", "model", MODEL.help)])  # fmt: skip
     _add(commands, "doctor", _cmd_doctor, "what this machine offers: processor, memory, disk, GPU",
          operands=[])  # fmt: skip
     _add(commands, "bench", _cmd_bench, "prefill and decode speed at given depths",
-         operands=[("MODEL", "?", "model", flags.MODEL.help)])  # fmt: skip
+         operands=[("MODEL", "?", "model", MODEL.help)])  # fmt: skip
     evals = _group(commands, "eval", "perplexity, and routed attention against dense")
-    model = [("MODEL", "?", "model", flags.MODEL.help)]
+    model = [("MODEL", "?", "model", MODEL.help)]
     _add(evals, "eval ppl", _cmd_eval, "perplexity of a text", operands=model)
     _add(evals, "eval gap", _cmd_eval, "loss gap of routed against dense attention",
          operands=model)  # fmt: skip
@@ -242,6 +244,12 @@ def _cmd_run(values: argparse.Namespace, status: Status) -> int:
     from hga.tools.run import run
 
     return run(_model_argument(values), values, status)
+
+
+def _cmd_batch(values: argparse.Namespace, status: Status) -> int:
+    from hga.tools.batch.command import batch
+
+    return batch(values.operand_inputs, values, status)
 
 
 def _cmd_pack(values: argparse.Namespace, status: Status) -> int:

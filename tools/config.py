@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hga.tools.errors import UsageError
-from hga.tools.flags import COMMANDS, Flag
+from hga.tools.flag import Flag
+from hga.tools.flags import COMMANDS
 from hga.tools.folders import config_folder
 
 _PREFIX = "HGA_"

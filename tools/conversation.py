@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hga.runtime.grammar import ConstrainedSampler
 from hga.runtime.sampler import Sampler, SamplerOptions
 from hga.tools import conversation_state as states
 from hga.tools.errors import UsageError
@@ -22,6 +23,7 @@ from hga.tools.turns import Reply, Turn
 
 if TYPE_CHECKING:
     from hga.runtime.engine import Engine
+    from hga.runtime.grammar import Grammar
     from hga.runtime.session import Session
     from hga.tools.trace import Trace
 
@@ -45,8 +47,10 @@ class Conversation:
         chat: bool,
         predict: int | None = None,
         system: str | None = None,
+        grammar: "Grammar | None" = None,
     ) -> None:
-        """`predict` is the longest reply in tokens, None: what the context holds. Raises
+        """`predict` is the longest reply in tokens, None: what the context holds; `grammar` what
+        every reply is held to. Raises
         UsageError where chat or a system prompt needs a template that the model lacks."""
         if chat and engine.template is None:
             raise UsageError("the model has no chat template")
@@ -57,6 +61,7 @@ class Conversation:
         self.predict = predict
         # Told of the prompt and every token of a turn.
         self.trace: Trace | None = None
+        self._grammar = grammar
         self._engine = engine
         self._system = system
         self._turns: list[Turn] = []
@@ -193,8 +198,9 @@ class Conversation:
     def over(self, session: "Session") -> "Conversation":
         """An empty conversation with these settings over another session."""
         return Conversation(
-            self._engine, session, self.sampling, chat=self.chat, predict=self.predict
-        )
+            self._engine, session, self.sampling, chat=self.chat, predict=self.predict,
+            grammar=self._grammar,
+        )  # fmt: skip
 
     def count(self, text: str) -> int:
         """Tokens that a turn with this text would add to the context."""
@@ -279,10 +285,13 @@ class Conversation:
                 pieces.append(piece)
                 write(piece)
 
+        sampler: Sampler | ConstrainedSampler = self._sampler
+        if self._grammar is not None:
+            sampler = ConstrainedSampler(self._sampler, self._grammar.start())
         begin = time.perf_counter()
         # Nothing but the finished generator knows whether the model or the limit ended it.
         finished = True
-        with closing(_generator(self.session.generate(self._sampler, limit, tokenizer.eos))) as run:
+        with closing(_generator(self.session.generate(sampler, limit, tokenizer.eos))) as run:
             for token in run:
                 if self.trace is not None:
                     self.trace.note("token", self.session)
@@ -296,6 +305,8 @@ class Conversation:
             self.trace.end(self.session)
         emit(decoder.flush())
         reply.text = "".join(pieces)
+        if isinstance(sampler, ConstrainedSampler):
+            reply.unfinished_json = not sampler.constraint.complete
         if not finished:
             reply.stop = "interrupt"
         elif self.session.stop_reason != "eos":

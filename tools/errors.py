@@ -10,6 +10,7 @@ OK = 0
 FAILED = 1
 USAGE = 2
 NO_ROOM = 3
+SOME_FAILED = 4
 BAD_MODEL = 5
 INTERRUPTED = 130
 
@@ -34,10 +35,14 @@ _OURS = {
     "TemplateError": BAD_MODEL,
     "FormatError": BAD_MODEL,
     "SamplerError": BAD_MODEL,
+    "GrammarError": USAGE,
     "BudgetError": NO_ROOM,
     "OptionError": USAGE,
     "ContextError": USAGE,
     "UsageError": USAGE,
+    "AnswerError": FAILED,
+    "ClusterError": FAILED,
+    "DocumentError": FAILED,
     "FetchError": FAILED,
     "StoreError": FAILED,
     "SessionError": BAD_MODEL,

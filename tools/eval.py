@@ -22,9 +22,10 @@ from hga.tools.needle import NeedlePlan, find_needles
 from hga.tools.prompts import Prompter
 from hga.tools.retrieval import retrieval
 from hga.tools.ruler import RulerPlan, run_ruler
-from hga.tools.run import decode, open_engine, read_text
+from hga.tools.run import open_engine
 from hga.tools.status import Status
 from hga.tools.table import COSTS, Column, Row, share, table, text
+from hga.tools.texts import decode, read_text
 from hga.tools.token_files import check_ids, encode_document, load_cases, load_ids
 
 if TYPE_CHECKING:

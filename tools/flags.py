@@ -1,76 +1,50 @@
 """Every flag of every command, as data: names, the parser of its value, help.
 
 The command line, the environment (`HGA_` and the name) and the configuration file are all read
-through this table, so a value means the same wherever it is written. A flag that a later version
-will offer is listed too, hidden, and refuses every value by name instead of ignoring it.
+through this table, so a value means the same wherever it is written.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from hga.tools.errors import UsageError
+from hga.tools.flag import (
+    ATTENTION,
+    BUDGET,
+    CTX,
+    DEVICE,
+    ENGINE,
+    EXPERT_CACHE,
+    EXPERT_HINTS,
+    GEMMA,
+    IO,
+    JSON,
+    JSON_SCHEMA,
+    KV,
+    KV_DIR,
+    KV_TYPE,
+    MEM,
+    MODEL,
+    OUTPUT,
+    PREFILL,
+    SAMPLING,
+    SAMPLING_BUT_SEED,
+    SKETCH_BITS,
+    THREADS,
+    Flag,
+    parse_budget,
+    parse_predict,
+    parse_tokens,
+)
 from hga.tools.flag_values import (
     choice,
     list_of,
-    number,
     one_or_all,
     parse_switch,
     parse_text,
     whole,
 )
 
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """One option. `name` is the attribute, the configuration key and, in capitals after `HGA_`,
-    the environment variable; `parse` turns text into the value or raises ValueError. A switch
-    takes no value on the command line; a counter is a switch that may be repeated. Values of
-    `excludes` from a weaker source are dropped when this flag is given."""
-
-    name: str
-    options: tuple[str, ...]
-    parse: Callable[[str], object]
-    help: str
-    metavar: str = ""
-    group: str = "options"
-    default: object = None
-    switch: bool = False
-    counter: bool = False
-    hidden: bool = False
-    excludes: tuple[str, ...] = ()
-
-
-def parse_seed(text: str) -> int | None:
-    """A seed from 0, or -1 for a new one each time (None)."""
-    seed = whole(-1, 2**64 - 1)(text)
-    return None if seed == -1 else seed
-
-
-def parse_predict(text: str) -> int | None:
-    """A number of tokens from 1, or -1 for no limit but the context (None)."""
-    if text.strip() == "-1":
-        return None
-    return _tokens(text)
-
-
-def _tokens(text: str) -> int:
-    from hga.runtime.options import parse_tokens
-
-    return parse_tokens(text)
-
-
-def _size(text: str) -> int:
-    from hga.runtime.options import parse_size
-
-    return parse_size(text)
-
-
-def _budget(text: str) -> str:
-    from hga.runtime.options import parse_budget
-
-    parse_budget(text)
-    return text.strip()
+__all__ = ["COMMANDS", "Flag"]
 
 
 def _session_name(text: str) -> str:
@@ -89,127 +63,6 @@ def _rule(text: str) -> str:
     return text
 
 
-def _offered(name: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        from hga.runtime.options import require_available
-
-        require_available(name, text)
-        return text
-
-    return parse
-
-
-_attention = _offered("attention")
-
-MODEL = Flag(
-    "model", ("-m", "--model"), parse_text,
-    "packed file, GGUF file, safetensors folder, demo or gemma (default: demo)",
-    "MODEL", "model",
-)  # fmt: skip
-JSON = Flag(
-    "json", ("--json",), parse_switch, "end standard output with one JSON object of figures",
-    group="output", default=False, switch=True,
-)  # fmt: skip
-QUIET = Flag(
-    "quiet", ("--quiet",), parse_switch, "no notices and no progress, errors only",
-    group="output", default=False, switch=True,
-)  # fmt: skip
-VERBOSE = Flag(
-    "verbose", ("-v", "--verbose"), whole(0), "say more; twice: a traceback with an error",
-    group="output", default=0, switch=True, counter=True,
-)  # fmt: skip
-CTX = Flag(
-    "ctx", ("-c", "--ctx", "--ctx-size"), _tokens,
-    "longest conversation in tokens, such as 8192 or 64k (default: the model's own)",
-    "N", "model",
-)  # fmt: skip
-GEMMA = Flag(
-    "accept_gemma_terms", ("--accept-gemma-terms",), parse_switch,
-    "accept the Gemma Terms of Use before `gemma` is fetched",
-    group="model", default=False, switch=True,
-)  # fmt: skip
-THREADS = Flag(
-    "threads", ("-t", "--threads"), whole(1, 1024), "compute threads (default: all cores)",
-    "N", "model",
-)  # fmt: skip
-MEM = Flag(
-    "mem", ("--mem",), _size,
-    "memory for weights, KV, indices and scratch together, such as 6g (default: no limit)",
-    "SIZE", "model",
-)  # fmt: skip
-EXPERT_CACHE = Flag(
-    "expert_cache", ("--expert-cache",), _size,
-    "memory for experts of a mixture of experts, such as 2g (default: what --mem leaves)",
-    "SIZE", "model",
-)  # fmt: skip
-EXPERT_HINTS = Flag(
-    "expert_hints", ("--expert-hints",), _offered("expert_hints"),
-    "read the next layer's experts ahead: on, off, or auto: while that is measured to help "
-    "(default: auto)", "HOW", "model", default="auto",
-)  # fmt: skip
-DEVICE = Flag(
-    "device", ("--device",), _offered("device"), "cpu", "DEVICE", "model", default="cpu"
-)  # fmt: skip
-IO = Flag(
-    "io", ("--io",), _offered("io"),
-    "how keys and values on disk are read: auto, uring, threads or mmap (default: auto)",
-    "MODE", "model", default="auto",
-)  # fmt: skip
-KV = Flag(
-    "kv", ("--kv",), _offered("kv"),
-    "where keys and values lie: ram, disk, or auto: in memory if --mem holds them (default: auto)",
-    "WHERE", "model", default="auto",
-)  # fmt: skip
-KV_TYPE = Flag(
-    "kv_type", ("--kv-type",), _offered("kv_type"),
-    "how keys and values are stored: bf16 (two bytes each, held as float16), or q8: int8 with "
-    "scales, half of it (default: bf16)", "TYPE", "model", default="bf16",
-)  # fmt: skip
-KV_DIR = Flag(
-    "kv_dir", ("--kv-dir",), parse_text,
-    "folder of saved conversations, and of keys and values on disk (default: hga/sessions in the "
-    "state folder, hga/kv in the cache folder)", "DIR", "model",
-)  # fmt: skip
-ENGINE = (MODEL, CTX, THREADS, MEM, EXPERT_CACHE, EXPERT_HINTS, DEVICE, GEMMA)
-OUTPUT = (QUIET, VERBOSE)
-
-SAMPLING = (
-    Flag("temp", ("--temp", "--temperature"), number(0, 100),
-         "temperature; 0 is greedy and deterministic", "X", "sampling"),
-    Flag("top_k", ("--top-k",), whole(0), "the K likeliest tokens; 0: all", "K", "sampling"),
-    Flag("top_p", ("--top-p",), number(0, 1, above=True),
-         "the likeliest tokens of total probability P; 1: all", "P", "sampling"),
-    Flag("min_p", ("--min-p",), number(0, 1),
-         "tokens at least P times as likely as the likeliest; 0: all", "P", "sampling"),
-    Flag("repeat_penalty", ("--repeat-penalty",), number(0.01, 100),
-         "divide the logits of recent tokens by X; 1: off", "X", "sampling"),
-    Flag("seed", ("-s", "--seed"), parse_seed, "same seed, same tokens; -1: a new one", "N",
-         "sampling"),
-)  # fmt: skip
-ATTENTION = Flag(
-    "attention", ("--attention",), _attention,
-    "hga: groups of the past chosen per token; hga-paper: the same by the published rule; dense: "
-    "all of the past (default: hga)",
-    "RULE", "model", default="hga",
-)  # fmt: skip
-BUDGET = Flag(
-    "budget", ("--budget",), _budget,
-    "tokens attended per query: auto, a percentage such as 2%%, or a number (default: auto)",
-    "TOKENS", "model", default="auto",
-)  # fmt: skip
-
-PREFILL = Flag(
-    "prefill", ("--prefill",), _offered("prefill"),
-    "how prompts attend: exact, or hga: by routed units, several times faster from some ten "
-    "thousand tokens on (default: exact)", "HOW", "model", default="exact",
-)  # fmt: skip
-
-SKETCH_BITS = Flag(
-    "sketch_bits", ("--sketch-bits",), whole(1, 2),
-    "bits per dimension of the index that routes: 2, or 1 for half of it, coarser (default: 2)",
-    "N", "model", default=2,
-)  # fmt: skip
-
 RUN = (
     *ENGINE, ATTENTION, BUDGET, PREFILL, SKETCH_BITS, KV_TYPE, KV, KV_DIR, IO,
     Flag("session", ("--session",), _session_name,
@@ -227,7 +80,7 @@ RUN = (
     Flag("predict", ("-n", "--predict", "--n-predict"), parse_predict,
          "longest reply in tokens; -1: no limit (default: -1, 256 without a chat template)", "N",
          "sampling", default=0),
-    *SAMPLING, JSON,
+    JSON_SCHEMA, *SAMPLING, JSON,
     Flag("trace", ("--trace",), Path,
          "write what every token read and waited for, a line of JSON each", "FILE", "output"),
     *OUTPUT,
@@ -240,6 +93,44 @@ PACK = (
          "weight format; auto keeps every value of the source (default: auto)", "FORMAT",
          default="auto"),
     GEMMA, *OUTPUT,
+)  # fmt: skip
+BATCH = (
+    *ENGINE, ATTENTION, BUDGET, PREFILL, SKETCH_BITS, KV_TYPE, KV, KV_DIR, IO,
+    Flag("output", ("-o", "--output"), Path, "folder for outputs and the journal; made if missing",
+         "OUTDIR", "output"),
+    Flag("out", ("--out",), choice("files", "md", "jsonl"),
+         "files: one output a file; md or jsonl: all of them in results.md or results.jsonl "
+         "(default: files)", "FORM", "output", default="files"),
+    Flag("task", ("--task",), parse_text,
+         "summarize, or a file with a prompt, in which {document} says where the document goes "
+         "(default: summarize; with --schema, what the schema describes)", "TASK", "input"),
+    Flag("json_schema", ("--schema", "-j", "--json-schema"), parse_text,
+         "answers are JSON of this schema, a file or its text", "FILE|TEXT", "input"),
+    Flag("resume", ("--resume",), parse_switch,
+         "go on with the batch in OUTDIR: what is done and has not changed is not done again",
+         group="input", default=False, switch=True, excludes=("overwrite",)),
+    Flag("overwrite", ("--overwrite",), parse_switch, "begin anew over a batch in OUTDIR",
+         group="input", default=False, switch=True, excludes=("resume",)),
+    Flag("hidden", ("--hidden",), parse_switch,
+         "also read hidden and generated files in folders (.git, node_modules, …)",
+         group="input", default=False, switch=True),
+    Flag("long", ("--long",), choice("reduce", "fail"),
+         "documents longer than the context: reduce answers them in parts and merges the answers, "
+         "fail reports them (default: reduce)", "HOW", "input", default="reduce"),
+    Flag("no_chat", ("--no-chat",), parse_switch,
+         "continue plain text, without the model's chat template", group="input", default=False,
+         switch=True),
+    Flag("ray", ("--ray",), parse_text,
+         "hand files to workers on the Ray cluster at ADDRESS (needs hga[cluster])", "ADDRESS",
+         "cluster"),
+    Flag("ray_workers", ("--ray-workers",), whole(1, 10_000),
+         "workers, each with the model open (default: one a node)", "N", "cluster"),
+    Flag("predict", ("-n", "--predict", "--n-predict"), parse_tokens,
+         "longest reply in tokens (default: 512)", "N", "sampling", default=512),
+    *SAMPLING_BUT_SEED,
+    Flag("seed", ("-s", "--seed"), whole(0, 2**63 - 1),
+         "of every reply: same seed, same replies (default: 0)", "N", "sampling", default=0),
+    JSON, *OUTPUT,
 )  # fmt: skip
 INSPECT = (JSON, *OUTPUT)
 VERIFY = OUTPUT
@@ -259,14 +150,14 @@ _EVAL_ENGINE = (
 
 
 def _lengths(about: str) -> Flag:
-    return Flag("ctx", CTX.options, list_of(_tokens), about, "LIST", "model")
+    return Flag("ctx", CTX.options, list_of(parse_tokens), about, "LIST", "model")
 
 
 _TEXT_FILE = Flag("file", ("-f", "--file"), parse_text, "text file to score", "TEXT", "input",
                   excludes=("token_ids",))  # fmt: skip
 EVAL_PPL = (
     *_EVAL_ENGINE,
-    Flag("ctx", CTX.options, _tokens, "tokens of a chunk (default: 2048)", "N", "model"),
+    Flag("ctx", CTX.options, parse_tokens, "tokens of a chunk (default: 2048)", "N", "model"),
     Flag("attention", ("--attention",), _rule,
          "dense scores in blocks; others decode token by token (default: dense)",
          "RULE", "model", default="dense"),
@@ -286,7 +177,7 @@ _ARMS = (
     Flag("attention", ("--attention",), list_of(_rule),
          "rules to compare, separated by commas: hga, dense, hga-paper (the published rule), "
          "oracle (as hga, but by the true mass) (default: hga)", "LIST", "model", default=("hga",)),
-    Flag("budget", ("--budget",), list_of(_budget),
+    Flag("budget", ("--budget",), list_of(parse_budget),
          "budgets to compare, such as 1024,2%%,auto (default: auto)", "LIST", "model",
          default=("auto",)),
     _RECALL,
@@ -299,7 +190,7 @@ EVAL_GAP = (
     *_ARMS, PREFILL, _TEXT_FILE,
     Flag("token_ids", ("--token-ids",), Path, "token ids, a one-dimensional array of integers",
          "FILE.npy", "input", excludes=("file",)),
-    Flag("tail", ("--tail",), _tokens, "tokens decoded through each rule (default: 1024)", "N",
+    Flag("tail", ("--tail",), parse_tokens, "tokens decoded through each rule (default: 1024)", "N",
          "input", default=1024),
     Flag("segments", ("--segments",), whole(1), "evenly spaced places of the text to measure at; "
          "from 2 on the interval is over them (default: 1)", "N", "input", default=1),
@@ -307,7 +198,8 @@ EVAL_GAP = (
 )  # fmt: skip
 EVAL_CASES = (
     *_EVAL_ENGINE,
-    Flag("ctx", CTX.options, _tokens, "longest case in tokens (default: as needed)", "N", "model"),
+    Flag("ctx", CTX.options, parse_tokens, "longest case in tokens (default: as needed)", "N",
+         "model"),
     *_ARMS,
     Flag("cases", ("--cases",), Path, "arrays needle_NAME and answer_NAME", "FILE.npz", "input"),
     *OUTPUT,
@@ -373,7 +265,7 @@ BENCH = (
 )  # fmt: skip
 
 COMMANDS = {
-    "run": RUN, "pack": PACK, "inspect": INSPECT, "verify": VERIFY,
+    "run": RUN, "batch": BATCH, "pack": PACK, "inspect": INSPECT, "verify": VERIFY,
     "plan": PLAN, "doctor": DOCTOR,
     "sessions list": SESSIONS_LIST, "sessions show": SESSIONS_SHOW, "sessions rm": SESSIONS_RM,
     "sessions fork": SESSIONS_FORK,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hga.tools.errors import UsageError
-from hga.tools.run import read_text
+from hga.tools.texts import read_text
 
 if TYPE_CHECKING:
     from hga.runtime.tokenizer import Tokenizer

@@ -14,8 +14,9 @@ from hga.tools import errors
 from hga.tools.folders import state_folder
 from hga.tools.interrupt import SecondInterrupt
 from hga.tools.repl_commands import COMMANDS, SETTABLE, Context, dispatch
-from hga.tools.run import Talk, decode
+from hga.tools.run import Talk
 from hga.tools.status import Status, is_terminal
+from hga.tools.texts import decode
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion

@@ -13,8 +13,10 @@ from hga.tools import flags, repl_sessions
 from hga.tools.config import close_match
 from hga.tools.errors import UsageError
 from hga.tools.figures import reply_json
-from hga.tools.run import SAMPLER_OPTIONS, Talk, read_text
+from hga.tools.flag import SAMPLING
+from hga.tools.run import SAMPLER_OPTIONS, Talk
 from hga.tools.status import Status, size
+from hga.tools.texts import read_text
 from hga.tools.turns import Reply
 
 
@@ -133,8 +135,8 @@ def _system(context: Context, rest: str) -> None:
 # The values that /set changes: key, flag that parses them.
 SETTABLE = {
     flag.name: flag
-    for flag in flags.RUN
-    if flag.name in {"predict", "attention", "budget"} or flag in flags.SAMPLING
+    for flag in flags.COMMANDS["run"]
+    if flag.name in {"predict", "attention", "budget"} or flag in SAMPLING
 }
 
 

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, cast
 
 from hga.runtime.sampler import SamplerOptions, defaults
 from hga.tools.conversation import RAW_PREDICT, Conversation
-from hga.tools.errors import INTERRUPTED, OK, UsageError
+from hga.tools.errors import FAILED, INTERRUPTED, OK, UsageError
 from hga.tools.figures import reply_json, turn_line
 from hga.tools.folders import cache_folder
 from hga.tools.interrupt import Interrupt
+from hga.tools.schemas import compile_schema
 from hga.tools.sessions import look_all, sessions_folder
 from hga.tools.status import Status, size
+from hga.tools.texts import decode, read_text
 from hga.tools.trace import traced
 from hga.tools.turns import Reply
 
@@ -136,6 +138,7 @@ def start(
         chat=chat,
         predict=predict,
         system=values.system_prompt,
+        grammar=compile_schema(engine, values.json_schema),
     )
     if session.saved is not None:
         for notice in session.saved.notices:
@@ -185,7 +188,9 @@ class Talk:
     def once(self, prompt: str) -> int:
         """Answer one prompt; the exit code tells of an interrupt."""
         reply = self.turn(prompt)
-        return INTERRUPTED if reply.stop == "interrupt" else OK
+        if reply.stop == "interrupt":
+            return INTERRUPTED
+        return FAILED if reply.unfinished_json else OK
 
     def lines(self) -> int:
         """Answer every line of standard input as a turn of one conversation."""
@@ -241,6 +246,11 @@ class Talk:
                 f"the reply stopped because the context of {self.engine.ctx:,} tokens is full "
                 "(--ctx raises it, /clear starts over)"
             )
+        if reply.unfinished_json and reply.stop == "length":
+            self._status.notice(
+                f"the reply stopped after {len(reply.tokens):,} tokens, before its JSON was"
+                " complete (-n allows more)"
+            )
         if not reply.answered:
             self._status.notice("interrupted while reading the prompt: the turn is dropped")
         else:
@@ -283,18 +293,3 @@ def _input_lines() -> Iterator[str]:
         text = decode(line, f"standard input, line {number}").rstrip("\r\n")
         if text.strip():
             yield text
-
-
-def read_text(path: Path) -> str:
-    """The text of a file; raises UsageError where it is not UTF-8 text."""
-    return decode(path.read_bytes(), str(path))
-
-
-def decode(data: bytes, name: str) -> str:
-    """UTF-8 text, without a byte-order mark; raises UsageError for anything else."""
-    if b"\0" in data:
-        raise UsageError(f"{name} is not text: it holds a zero byte at offset {data.index(0)}")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{name} is not UTF-8 text: byte offset {error.start}") from None

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Report = Callable[[int, int], None]
 """Called with (done, total) in the unit of the bar; cheap enough to call for every token."""
 
+Figures = Callable[[str, float, str], None]
+"""Called with (label, share of the whole from 0 to 1, figures)."""
+
 Unit = Literal["tokens", "bytes", "steps"]
 _REFRESH_S = 0.1
 
@@ -31,6 +34,7 @@ class Status:
         self._quiet = quiet
         self.verbose = verbose
         self.terminal = is_terminal(self._stream)
+        self._board: _Board | None = None
         self._colour = self.terminal and "NO_COLOR" not in os.environ
 
     @property
@@ -79,13 +83,60 @@ class Status:
         finally:
             bar.close()
 
+    @contextmanager
+    def board(self) -> Iterator[Figures]:
+        """A bar whose label and figures change as the work goes on, with the time left; lines that
+        are written meanwhile stand above it."""
+        if not self.shows_bars:
+            yield lambda label, share, figures: None
+            return
+        self._board = board = _Board(self._stream)
+        try:
+            yield board.show
+        finally:
+            board.close()
+            self._board = None
+
     def _line(self, text: str) -> None:
+        if self._board is not None:
+            self._board.close()
         try:
             self._stream.write(text + "\n")
             self._stream.flush()
         except BrokenPipeError:
             # Nobody reads the notices; the result on standard output still matters.
             pass
+
+
+class _Board:
+    """One line of a terminal, drawn from the caller's thread as `_Bar` is."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._begin = time.monotonic()
+        self._due = self._begin
+        self._progress: Progress | None = None
+
+    def show(self, label: str, share: float, figures: str) -> None:
+        now = time.monotonic()
+        if now < self._due:
+            return
+        self._due = now + _REFRESH_S
+        elapsed = now - self._begin
+        if share > 0 and elapsed > 1:
+            figures += f", {span(elapsed * (1 - share) / share)} left"
+        if self._progress is None:
+            self._progress = _new_progress(self._stream)
+            self._task = self._progress.add_task(label, total=1.0, figures=figures)
+            self._progress.start()
+        self._progress.update(self._task, description=label, completed=share, figures=figures)
+        self._progress.refresh()
+
+    def close(self) -> None:
+        """Take it off the screen; `show` draws it again."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
 
 
 class _Bar:
@@ -114,7 +165,7 @@ class _Bar:
         if done:
             figures += f", {span(elapsed * (total - done) / done)} left"
         if self._progress is None:
-            self._progress = self._new()
+            self._progress = _new_progress(self._stream)
             self._task = self._progress.add_task(
                 self._label, total=total, completed=done, figures=figures
             )
@@ -128,20 +179,21 @@ class _Bar:
             self._progress.stop()
             self._progress = None
 
-    def _new(self) -> "Progress":
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
 
-        return Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[figures]}"),
-            console=Console(file=self._stream),
-            transient=True,
-            auto_refresh=False,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
+def _new_progress(stream: TextIO) -> "Progress":
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[figures]}", markup=False),
+        console=Console(file=stream),
+        transient=True,
+        auto_refresh=False,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
 
 
 def is_terminal(stream: TextIO) -> bool:

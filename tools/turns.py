@@ -7,7 +7,8 @@ from typing import Literal
 @dataclass(slots=True)
 class Reply:
     """What one turn produced and what it cost. `prompt_tokens` counts the whole past and the new
-    turn, `reused_tokens` those of them that were not computed again."""
+    turn, `reused_tokens` those of them that were not computed again; `unfinished_json`: it was to
+    satisfy a schema and ended before it did."""
 
     text: str = ""
     tokens: list[int] = field(default_factory=list)
@@ -18,6 +19,7 @@ class Reply:
     stop: Literal["eos", "length", "interrupt"] = "eos"
     context_full: bool = False
     answered: bool = True
+    unfinished_json: bool = False
 
     @property
     def new_tokens(self) -> int:

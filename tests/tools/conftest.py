@@ -185,7 +185,11 @@ class FakeEngine:
         self.io = self.experts = None
         self.placement = SimpleNamespace(on_disk=False)
         self.notices = []
-        self.options = SimpleNamespace(mem=None, attention="hga", budget="auto", kv_type="bf16")
+        self.options = SimpleNamespace(
+            mem=None, attention="hga", budget="auto", prefill="exact", sketch_bits=2,
+            kv_type="bf16",
+        )
+        self.model = SimpleNamespace(digest="fake")
         self.geometry = SimpleNamespace(
             layers=(0, 0), block_kv_bytes=12800, page_bytes=lambda layer: 3200
         )

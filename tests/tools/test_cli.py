@@ -9,8 +9,10 @@ import time
 
 import pytest
 
-from hga.tools import cli, errors, flags
+from hga.tools import cli, errors
 from hga.tools.config import settle
+from hga.tools.flag import SAMPLING
+from hga.tools.flag_values import parse_switch
 from hga.tools.flags import COMMANDS
 from hga.tools.status import Status, size, span
 
@@ -221,16 +223,16 @@ def test_every_flag_has_a_variable_and_a_unique_option():
 
 
 def test_switch_words():
-    assert [flags.parse_switch(word) for word in ("1", "Yes", "off", "0")] == [
+    assert [parse_switch(word) for word in ("1", "Yes", "off", "0")] == [
         True, True, False, False,
     ]  # fmt: skip
     with pytest.raises(ValueError):
-        flags.parse_switch("perhaps")
+        parse_switch("perhaps")
 
 
 def test_settle_takes_given_environment():
     given = argparse.Namespace(temp=None)
-    table = [flag for flag in flags.SAMPLING if flag.name == "temp"]
+    table = [flag for flag in SAMPLING if flag.name == "temp"]
     assert settle(given, table, {"HGA_TEMP": "0.5"}).temp == 0.5
 
 

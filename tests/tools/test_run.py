@@ -10,7 +10,7 @@ import types
 
 import pytest
 
-from hga.tools import cli, run
+from hga.tools import cli, run, texts
 from hga.tools.errors import UsageError
 
 KEYS = {
@@ -153,7 +153,7 @@ def test_sampling_defaults_come_from_the_checkpoint(hga_run, say):
 
 def test_binary_input_is_refused():
     with pytest.raises(UsageError, match="zero byte at offset 1"):
-        run.decode(b"a\0b", "x")
+        texts.decode(b"a\0b", "x")
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +217,52 @@ def test_a_trace_adds_up_to_the_figures_of_the_turn(demo_pack, tmp_path):
             assert sum(line[name] for line in lines[start:end]) == turn[name]
         assert tokens[-1]["read_bytes"] > 0 and tokens[-1]["cell_hits"] > 0
     assert hga("run", demo_pack, "-p", "x", "--trace", tmp_path / "no" / "x").returncode == 2
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 20},
+        "people": {"type": "integer", "minimum": 0, "maximum": 99_000_000},
+        "coast": {"type": "boolean"},
+    },
+    "required": ["city", "people", "coast"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("temp", [0, 1.5])
+def test_the_demo_answers_in_json(demo_pack, tmp_path, temp):
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps(SCHEMA))
+    words = ("run", demo_pack, "--temp", temp, "--seed", 4, "--json-schema", schema)
+    result = hga(*words, stdin="Describe Lisbon.\nAnd Vienna?\n")
+    assert result.returncode == 0, result.stderr
+    replies = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(replies) == 2
+    for reply in replies:
+        assert list(reply) == ["city", "people", "coast"]
+        assert isinstance(reply["city"], str) and type(reply["people"]) is int
+
+
+def test_json_that_is_cut_says_so(demo_pack):
+    words = ("run", demo_pack, "-p", "Describe Lisbon.", "-n", 4, "--temp", 0)
+    result = hga(*words, "-j", json.dumps(SCHEMA))
+    assert result.returncode == 1
+    assert "after 4 tokens, before its JSON was complete" in result.stderr
+
+
+def test_schemas_that_are_not_there_or_wrong(demo_pack, tmp_path):
+    huge = tmp_path / "huge.json"
+    huge.write_text(" " * 70_000)
+    for given, said in (
+        ("absent.json", "no file 'absent.json'"),
+        ('{"type": "strin"}', "Invalid type: strin"),
+        (huge, "at most 65,536 bytes"),
+    ):
+        result = hga("run", demo_pack, "-p", "hi", "-j", given)
+        assert result.returncode == 2 and said in result.stderr
+        assert len(result.stderr.splitlines()) == 1
 
 
 def test_ctrl_c_on_the_demo(demo_pack):
