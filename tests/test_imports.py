@@ -149,7 +149,7 @@ def test_third_party_imports_are_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     requirements = list(project["dependencies"])
-    for extra in ("gpu", "uring", "cluster", "plot"):
+    for extra in ("gpu", "uring", "cluster", "plot", "serve"):
         requirements += extras[extra]
     declared = {re.match(r"[\w.-]+", line)[0].replace("-", "_").lower() for line in requirements}
     declared.add("llvmlite")  # numba's own requirement, of the version that it needs

@@ -105,6 +105,8 @@ def build_parser(prog: str = "hga") -> argparse.ArgumentParser:
          operands=[("MODEL", "?", "model", MODEL.help)])  # fmt: skip
     _add(commands, "batch", _cmd_batch, "one task over many files: summaries, a prompt, JSON",
          operands=[("DIR_OR_FILES", "+", "inputs", "folders and files to read")])  # fmt: skip
+    _add(commands, "serve", _cmd_serve, "OpenAI-compatible HTTP server, with a chat page",
+         operands=[("MODEL", "?", "model", MODEL.help)])  # fmt: skip
     _add(commands, "pack", _cmd_pack, "checkpoint (GGUF file, safetensors folder) to packed file",
          operands=[("SOURCE", None, "source", "GGUF file, safetensors folder, demo or gemma")],
     )  # fmt: skip
@@ -250,6 +252,12 @@ def _cmd_batch(values: argparse.Namespace, status: Status) -> int:
     from hga.tools.batch.command import batch
 
     return batch(values.operand_inputs, values, status)
+
+
+def _cmd_serve(values: argparse.Namespace, status: Status) -> int:
+    from hga.tools.server.command import serve
+
+    return serve(_model_argument(values), values, status)
 
 
 def _cmd_pack(values: argparse.Namespace, status: Status) -> int:

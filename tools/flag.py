@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hga.tools.errors import UsageError
 from hga.tools.flag_values import number, parse_switch, parse_text, whole
 
 
@@ -47,10 +46,11 @@ def parse_tokens(text: str) -> int:
     return options.parse_tokens(text)
 
 
-def _size(text: str) -> int:
-    from hga.runtime.options import parse_size
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 6g."""
+    from hga.runtime import options
 
-    return parse_size(text)
+    return options.parse_size(text)
 
 
 def parse_budget(text: str) -> str:
@@ -107,12 +107,12 @@ THREADS = Flag(
     "N", "model",
 )  # fmt: skip
 MEM = Flag(
-    "mem", ("--mem",), _size,
+    "mem", ("--mem",), parse_size,
     "memory for weights, KV, indices and scratch together, such as 6g (default: no limit)",
     "SIZE", "model",
 )  # fmt: skip
 EXPERT_CACHE = Flag(
-    "expert_cache", ("--expert-cache",), _size,
+    "expert_cache", ("--expert-cache",), parse_size,
     "memory for experts of a mixture of experts, such as 2g (default: what --mem leaves)",
     "SIZE", "model",
 )  # fmt: skip

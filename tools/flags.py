@@ -33,11 +33,13 @@ from hga.tools.flag import (
     Flag,
     parse_budget,
     parse_predict,
+    parse_size,
     parse_tokens,
 )
 from hga.tools.flag_values import (
     choice,
     list_of,
+    number,
     one_or_all,
     parse_switch,
     parse_text,
@@ -131,6 +133,29 @@ BATCH = (
     Flag("seed", ("-s", "--seed"), whole(0, 2**63 - 1),
          "of every reply: same seed, same replies (default: 0)", "N", "sampling", default=0),
     JSON, *OUTPUT,
+)  # fmt: skip
+SERVE = (
+    *ENGINE, ATTENTION, BUDGET, PREFILL, SKETCH_BITS, KV_TYPE, KV, KV_DIR, IO,
+    Flag("host", ("--host",), parse_text, "address to listen on (default: 127.0.0.1)", "ADDRESS",
+         "server", default="127.0.0.1"),
+    Flag("port", ("--port",), whole(0, 65535), "port; 0: any that is free (default: 8080)", "N",
+         "server", default=8080),
+    Flag("api_key", ("--api-key",), parse_text,
+         "what clients have to send (better in HGA_API_KEY: a command line can be read by others)",
+         "KEY", "server"),
+    Flag("alias", ("--alias",), parse_text, "the model's name for clients", "NAME", "server"),
+    Flag("queue", ("--queue",), whole(1, 10_000),
+         "requests that may wait; more are told to come back (default: 64)", "N", "server",
+         default=64),
+    Flag("timeout", ("--timeout",), number(1, 1e6),
+         "seconds from a request's arrival to the end of its reply (default: 3600)", "SECONDS",
+         "server", default=3600.0),
+    Flag("max_body", ("--max-body",), parse_size, "longest request (default: 16m)", "SIZE",
+         "server", default=16 << 20),
+    Flag("cors", ("--cors",), list_of(parse_text),
+         "sites whose pages may ask, such as https://example.org (default: none)", "ORIGINS",
+         "server", default=()),
+    *OUTPUT,
 )  # fmt: skip
 INSPECT = (JSON, *OUTPUT)
 VERIFY = OUTPUT
@@ -265,7 +290,7 @@ BENCH = (
 )  # fmt: skip
 
 COMMANDS = {
-    "run": RUN, "batch": BATCH, "pack": PACK, "inspect": INSPECT, "verify": VERIFY,
+    "run": RUN, "batch": BATCH, "serve": SERVE, "pack": PACK, "inspect": INSPECT, "verify": VERIFY,
     "plan": PLAN, "doctor": DOCTOR,
     "sessions list": SESSIONS_LIST, "sessions show": SESSIONS_SHOW, "sessions rm": SESSIONS_RM,
     "sessions fork": SESSIONS_FORK,

@@ -186,7 +186,11 @@ class FakeEngine:
         self.placement = SimpleNamespace(on_disk=False)
         self.notices = []
         self.options = SimpleNamespace(
-            mem=None, attention="hga", budget="auto", prefill="exact", sketch_bits=2,
+            mem=None,
+            attention="hga",
+            budget="auto",
+            prefill="exact",
+            sketch_bits=2,
             kv_type="bf16",
         )
         self.model = SimpleNamespace(digest="fake")

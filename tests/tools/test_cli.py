@@ -126,7 +126,7 @@ def test_version(capsys):
         (["pack", "demo", "--format", "q3"], "expected auto, q4, q8, fp8, bf16"),
         (["eval"], "required: TASK"),
         (["eval", "noodle"], "invalid choice"),
-        (["serve"], "invalid choice"),
+        (["frobnicate"], "invalid choice"),
         (["eval", "ppl", "demo"], "--file TEXT is needed"),
         (["eval", "gap", "demo", "-f", "x"], "--ctx LIST is needed"),
         (["eval", "gap", "demo", "--ctx", "4k", "--tail", "8k", "-f", "x"], "--tail 8,192"),

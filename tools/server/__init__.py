@@ -1,0 +1,1 @@
+"""`hga serve`: one model behind an OpenAI-compatible HTTP interface."""
