@@ -32,9 +32,10 @@ class Backend:
         plural = "s" if self.n_threads > 1 else ""
         return f"cpu: {self.isa}, {self.n_threads} thread{plural}"
 
-    def forward(self, params: int) -> None:
-        """Run the forward kernel on the CALL block at an address, on all threads."""
-        self._pool.run(self._forward, params)
+    def forward(self, params: int, n_active: int | None = None) -> None:
+        """Run the forward kernel on the CALL block at an address, on the first n_active threads
+        (None: on all); their number changes no result."""
+        self._pool.run(self._forward, params, n_active)
 
     def close(self) -> None:
         """Stop the threads."""

@@ -121,14 +121,20 @@ class Engine:
             if problem is None:
                 compile_ahead(folder.parent)
         from .forward import ForwardPass
+        from .thread_switch import ThreadSwitch
         from .weights import Weights
 
         self.weights = Weights(self.model, cached_experts=self._n_slots > 0)
         self._backend = ops.open_cpu(root, self.options.threads)
         self.notices += self._backend.notices
         try:
+            threads = self.options.threads
             self.forward_pass = ForwardPass(
-                self.weights, self._backend, self.ctx, self.options.sketch_bits
+                self.weights,
+                self._backend,
+                self.ctx,
+                self.options.sketch_bits,
+                ThreadSwitch(self._backend.n_threads) if threads is None else None,
             )
             if self._n_slots:
                 self._open_experts()

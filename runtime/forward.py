@@ -18,6 +18,7 @@ from hga.models.plan import MoePlan
 
 from .experts import ExpertCache
 from .rope import RopeTables
+from .thread_switch import ThreadSwitch
 from .weights import Weights
 
 # Tokens of a prefill call: enough that weights are read from cache, little enough scratch.
@@ -61,8 +62,16 @@ class _Buffers:
 class ForwardPass:
     """Runs tokens through the model; the caller says where their keys and values go."""
 
-    def __init__(self, weights: Weights, backend: Backend, ctx: int, sketch_bits: int = 2) -> None:
-        self._backend = backend
+    def __init__(
+        self,
+        weights: Weights,
+        backend: Backend,
+        ctx: int,
+        sketch_bits: int = 2,
+        switch: ThreadSwitch | None = None,
+    ) -> None:
+        """switch: how many threads run a single token; None: always all."""
+        self._backend, self._switch = backend, switch
         self._weights = weights
         plan = weights.plan
         self.block_tokens = min(PREFILL_TOKENS, _round_up(ctx, 16))
@@ -197,13 +206,16 @@ class ForwardPass:
         c["least_share"] = limits.least_share
         c["n_chunks"], c["summed_chunks"] = limits.chunks, summed_chunks
         self._set_units(units)
-        if self._experts is None:
-            return self._launch(layers, n, position, n_logits)
-        self._experts.begin(n)
+        if self._experts is not None:
+            self._experts.begin(n)
         start = time.perf_counter()
         logits = self._launch(layers, n, position, n_logits)
         if n == 1:
-            self._experts.end(time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            if self._experts is not None:
+                self._experts.end(seconds)
+            if self._switch is not None:
+                self._switch.note(seconds)
         return logits
 
     def _set_units(self, units: Units) -> None:
@@ -226,7 +238,8 @@ class ForwardPass:
         c["n_logits"] = n_logits
         c["n_attended"], c["n_read_groups"], c["n_read_bytes"], c["n_routed"] = 0, 0, 0, 0
         c["io_problem"], c["now"] = 0, c["now"] + 1
-        self._backend.forward(self._call.ctypes.data)
+        n_active = self._switch.n if self._switch is not None and n == 1 else None
+        self._backend.forward(self._call.ctypes.data, n_active)
         if self._experts is not None:
             self._experts.check()
         return self._buffers.view(int(c["logits"]), (n_logits, self._vocab16))[:, : self._vocab]

@@ -4,6 +4,7 @@
 one compiled call: no signal handler can come between posting and joining. Workers never return to
 the interpreter: they spin for about a millisecond, so that the kernels of successive tokens start
 at once, then nap for ever longer, up to 4 ms, so that an idle prompt costs no processor time.
+A kernel may be given to the first threads alone; the others do not notice.
 """
 
 import threading
@@ -23,9 +24,12 @@ from .sync import (
     wait_at_least,
 )
 
-# One word per cache line of the mailbox.
+# One word per cache line of the mailbox. A ticket is the number of the kernel and, in its low bits,
+# how many threads are to run it: read together, so that a worker that was asleep mistakes no kernel
+# for another.
 _TICKET, _DONE, _KERNEL, _PARAMS, _STOP = (64 * i for i in range(5))
 _MAILBOX_BYTES = 5 * 64
+_ACTIVE_BITS = 16
 
 # Pauses before a worker naps (about a millisecond), and naps of each length.
 _IDLE_SPINS = 50_000
@@ -34,22 +38,28 @@ _LONGEST_NAP = 4 * MILLISECOND
 
 
 @njit(nogil=True, cache=True)
-def _serve(mailbox: int, thread: int, n_threads: int) -> None:
+def _serve(mailbox: int, thread: int) -> None:
     """Run kernels as they are posted, until told to stop."""
     seen, idle = 0, 0
     while True:
-        if atomic_load(mailbox + _TICKET) == seen:
+        ticket = atomic_load(mailbox + _TICKET)
+        if ticket == seen:
             idle += 1
             if idle < _IDLE_SPINS:
                 pause()
             else:
                 sleep(min(_LONGEST_NAP, MILLISECOND * (1 + (idle - _IDLE_SPINS) // _NAPS)))
             continue
-        seen, idle = seen + 1, 0
+        seen = ticket
         if atomic_load(mailbox + _STOP) != 0:
             return
+        active = ticket & ((1 << _ACTIVE_BITS) - 1)
+        if thread >= active:
+            # Not idle: it may be wanted for the next one.
+            continue
+        idle = 0
         kernel, params = atomic_load(mailbox + _KERNEL), atomic_load(mailbox + _PARAMS)
-        call_kernel(kernel, thread, n_threads, params)
+        call_kernel(kernel, thread, active, params)
         atomic_add(mailbox + _DONE, 1)
 
 
@@ -60,7 +70,8 @@ def _run(mailbox: int, n_threads: int, kernel: int, params: int) -> None:
         atomic_store(mailbox + _KERNEL, kernel)
         atomic_store(mailbox + _PARAMS, params)
         atomic_store(mailbox + _DONE, 0)
-        atomic_add(mailbox + _TICKET, 1)
+        ticket = (atomic_load(mailbox + _TICKET) >> _ACTIVE_BITS) + 1
+        atomic_store(mailbox + _TICKET, (ticket << _ACTIVE_BITS) | n_threads)
     call_kernel(kernel, 0, n_threads, params)
     if n_threads > 1:
         wait_at_least(mailbox + _DONE, n_threads - 1)
@@ -69,7 +80,7 @@ def _run(mailbox: int, n_threads: int, kernel: int, params: int) -> None:
 @njit(nogil=True, cache=True)
 def _stop(mailbox: int) -> None:
     atomic_store(mailbox + _STOP, 1)
-    atomic_add(mailbox + _TICKET, 1)
+    atomic_add(mailbox + _TICKET, 1 << _ACTIVE_BITS)
 
 
 class WorkerPool:
@@ -91,13 +102,16 @@ class WorkerPool:
 
     def _work(self, thread: int) -> None:
         # A method, so that workers that nobody stopped keep the mailbox alive.
-        _serve(self._mailbox, thread, self.n_threads)
+        _serve(self._mailbox, thread)
 
-    def run(self, kernel: int, params: int) -> None:
-        """Run the kernel at an address on every thread and wait for all of them."""
+    def run(self, kernel: int, params: int, n_active: int | None = None) -> None:
+        """Run the kernel at an address on the first n_active threads (None: on every one) and wait
+        for all of them."""
         if self._closed:
             raise RuntimeError("the worker pool is closed")
-        _run(self._mailbox, self.n_threads, kernel, params)
+        n = self.n_threads if n_active is None else n_active
+        assert 1 <= n <= self.n_threads
+        _run(self._mailbox, n, kernel, params)
 
     def close(self) -> None:
         """Stop the workers; the pool cannot be used afterwards."""

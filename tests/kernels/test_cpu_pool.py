@@ -51,6 +51,20 @@ def test_many_small_kernels(cpu: ModuleType, pools, n_threads: int, n_kernels: i
     assert meeting.block[2] == n_kernels
 
 
+def test_some_threads_alone(cpu: ModuleType, pools) -> None:
+    rng = np.random.default_rng(0)
+    with pools(3) as pool:
+        for i in range(300):
+            meeting = Meeting(int(rng.integers(1, 4)))
+            meeting.block[1] = i
+            pool.run(cpu.meet.address, meeting.block.ctypes.data, meeting.n_threads)
+            assert meeting.block[3] == 0 and meeting.block[2] == 1
+            assert (meeting.block[4 : 4 + meeting.n_threads] == i).all()
+            assert (meeting.block[4 + meeting.n_threads :] == 0).all()
+            if i % 30 == 0:
+                time.sleep(rng.uniform(0, 0.004))
+
+
 def test_workers_wake_from_a_nap(cpu: ModuleType, pools) -> None:
     meeting = Meeting(2)
     with pools(2) as pool:
