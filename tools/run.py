@@ -21,7 +21,7 @@ from hga.tools.interrupt import Interrupt
 from hga.tools.schemas import compile_schema
 from hga.tools.sessions import look_all, sessions_folder
 from hga.tools.status import Status, size
-from hga.tools.texts import decode, read_text
+from hga.tools.texts import bounded, decode, read_text
 from hga.tools.trace import traced
 from hga.tools.turns import Reply
 
@@ -282,14 +282,16 @@ def _prompt(values: argparse.Namespace) -> str | None:
     if values.file is None:
         return None
     if values.file == "-":
-        text = decode(sys.stdin.buffer.read(), "standard input")
+        text = decode(bounded(sys.stdin.buffer, "standard input"), "standard input")
     else:
         text = read_text(Path(values.file))
     return text.removesuffix("\n")
 
 
 def _input_lines() -> Iterator[str]:
-    for number, line in enumerate(sys.stdin.buffer, 1):
+    number = 0
+    while line := bounded(sys.stdin.buffer, "a line of standard input", whole=False):
+        number += 1
         text = decode(line, f"standard input, line {number}").rstrip("\r\n")
         if text.strip():
             yield text
