@@ -38,6 +38,7 @@ from .container_index import (
 )
 from .container_layout import decompress
 from .container_plan import ContainerError
+from .durable import named
 
 if TYPE_CHECKING:
     from .tokenizer_spec import TokenizerSpec
@@ -320,10 +321,13 @@ class ModelFile:
         return bytes(buffer)
 
     def _read_into(self, offset: int, view: memoryview) -> None:
-        self._file.seek(offset)
         done = 0
-        while done < len(view):
-            got = self._file.readinto(view[done:])  # type: ignore[attr-defined]
-            if not got:
-                raise ContainerError(f"file ends at byte {offset + done}, {len(view)} were needed")
-            done += got
+        with named(self.path):
+            self._file.seek(offset)
+            while done < len(view):
+                got = self._file.readinto(view[done:])  # type: ignore[attr-defined]
+                if not got:
+                    raise ContainerError(
+                        f"file ends at byte {offset + done}, {len(view)} were needed"
+                    )
+                done += got

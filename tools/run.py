@@ -20,7 +20,7 @@ from hga.tools.folders import cache_folder
 from hga.tools.interrupt import Interrupt
 from hga.tools.schemas import compile_schema
 from hga.tools.sessions import look_all, sessions_folder
-from hga.tools.status import Status, size
+from hga.tools.status import Status, flush_output, size
 from hga.tools.texts import bounded, decode, read_text
 from hga.tools.trace import traced
 from hga.tools.turns import Reply
@@ -210,7 +210,7 @@ class Talk:
         def write(piece: str) -> None:
             nonlocal at_line_start
             sys.stdout.write(piece)
-            sys.stdout.flush()
+            flush_output()
             at_line_start = piece.endswith("\n")
 
         interrupt = Interrupt()
@@ -227,14 +227,16 @@ class Talk:
                 self.save()
         finally:
             self._tell(reply)
+        interrupt.obey()
         return reply
 
     def save(self) -> None:
         """Make a named session durable as it is; Ctrl-C does not cut it short, twice does."""
         session = self.conversation.session
         if session.saved is not None:
-            with Interrupt():
+            with Interrupt() as interrupt:
                 session.save(self.conversation.note())
+            interrupt.obey()
 
     def close(self) -> None:
         """Give the session up."""
@@ -260,7 +262,7 @@ class Talk:
         if self._json:
             figures = reply_json(reply, self.conversation.session, self.engine)
             sys.stdout.write(json.dumps(figures, ensure_ascii=False) + "\n")
-            sys.stdout.flush()
+            flush_output()
 
 
 def banner(engine: "Engine", status: Status) -> None:

@@ -36,12 +36,13 @@ class Outcome:
 class Box:
     """Runs commands one at a time; `with` ends the program behind it."""
 
-    def __init__(self, folder: Path, environ: dict[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, environ: dict[str, str]) -> None:
+        """`folder` is for its files, `environ` its whole environment."""
         self._folder = folder
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__).resolve())],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, **(environ or {})},
+            env=environ,
         )  # fmt: skip
 
     def run(
@@ -57,6 +58,8 @@ class Box:
             source = given if isinstance(given, Path) else place / "in"
             if isinstance(given, bytes):
                 source.write_bytes(given)
+            for name in ("out", "err"):
+                (place / name).touch()
             request = {
                 "argv": [str(word) for word in argv], "in": str(source),
                 "out": str(place / "out"), "err": str(place / "err"),
@@ -155,6 +158,13 @@ def _program() -> None:
     import hga.tools.run
     import hga.tools.sources.gguf
     import hga.tools.sources.hf  # noqa: F401
+
+    from hga.kernels import ops
+    from hga.tools.folders import cache_folder
+
+    # Loaded, not run: threads would not survive a fork.
+    ops.choose_cpu(cache_folder() / "kernels")
+    import hga.kernels.cpu.forward  # noqa: F401
 
     for line in sys.stdin:
         print(json.dumps(_serve(json.loads(line))), flush=True)

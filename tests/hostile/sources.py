@@ -1,13 +1,14 @@
 """Hostile checkpoints: GGUF files and Hugging Face folders, each wrong in one way.
 
-`GGUF` and `FOLDERS` map a name to what makes the file; none takes more than a few MiB on the disk
-(holes aside) or a second to make.
+`gguf_cases` and `folder_cases` map a name to what makes the file; none takes more than a few MiB on
+the disk (holes aside), nor a second to make.
 """
 
 import json
 import os
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -15,7 +16,9 @@ from typing import Any, Final
 HUGE = 1 << 63
 DIMS_PRODUCT = (1 << 32, 1 << 32)
 # Elements of arrays that fit in the largest metadata and would take gigabytes as objects.
-MANY: Final = 1 << 24
+MANY: Final = 5_000_000
+# What `inspect` does not look at: weights.
+UNREAD: Final = frozenset(("values-nan", "values-infinite"))
 
 
 def gguf_cases(forge: ModuleType, sound: Path) -> dict[str, Callable[[Path], Path]]:
@@ -55,11 +58,6 @@ def gguf_cases(forge: ModuleType, sound: Path) -> dict[str, Callable[[Path], Pat
         "architecture-list": f.gguf([f.array("general.architecture", f.U8, 1, b"a")]),
         "architecture-long": f.gguf([f.string("general.architecture", "x" * 60000)]),
         "control-characters": f.gguf([f.string("general.architecture", "\x1b[2J\x1b]0;x\x07\r\n")]),
-        "numbers-in-bulk": f.gguf([f.array("k", f.U32, MANY, struct.pack("<I", 70000) * MANY)]),
-        "strings-in-bulk": f.gguf([f.array("k", f.STRING, MANY // 2, b"\0" * (4 * MANY))]),
-        "arrays-in-bulk": f.gguf(
-            [f.array("k", f.ARRAY, MANY // 4, struct.pack("<IQ", f.U8, 0) * (MANY // 4))]
-        ),
         "pairs-in-bulk": f.gguf(
             [f.pair(f"{i:06x}", f.U8, b"\0") for i in range(400_000)],
         ),
@@ -81,6 +79,10 @@ def gguf_cases(forge: ModuleType, sound: Path) -> dict[str, Callable[[Path], Pat
     for share in (1, 3, 7):
         made[f"cut-at-{share}-8"] = writer(f"cut-{share}", whole[: len(whole) * share // 8])
     made["longer-in-words-only"] = lambda folder: _holes(folder / "holes.gguf", b"GGUF", 1 << 40)
+    # Of zeros all of them: numbers, empty texts, arrays of no bytes.
+    for name, kind, size in (("numbers", f.U32, 4), ("strings", f.STRING, 8), ("arrays", 9, 12)):
+        raw = f.gguf([f.array("k", kind, MANY, b"")])
+        made[f"{name}-in-bulk"] = partial(_holes_at, f"{name}.gguf", raw, size * MANY)
     changed: dict[str, dict[str, bytes]] = {
         "bos-infinite": {"tokenizer.ggml.bos_token_id": f.f32("", float("inf"))},
         "bos-nan": {"tokenizer.ggml.bos_token_id": f.f32("", float("nan"))},
@@ -156,6 +158,10 @@ def replace_pairs(raw: bytes, pairs: dict[str, bytes]) -> bytes:
     data = raw[-(-head_end // 32) * 32 :]
     head = raw[:8] + struct.pack("<QQ", n_tensors, len(out)) + b"".join(out) + raw[at:head_end]
     return head + b"\0" * (-len(head) % 32) + data
+
+
+def _holes_at(name: str, start: bytes, size: int, folder: Path) -> Path:
+    return _holes(folder / name, start, len(start) + size)
 
 
 def _holes(path: Path, start: bytes, size: int) -> Path:
@@ -297,7 +303,6 @@ def folder_cases(forge: ModuleType, copy: Callable[[Path], Path]) -> dict[str, C
         ),
         "values-nan": scale(float("nan")),
         "values-infinite": scale(float("inf")),
-        "values-huge": scale(3e38),
         "generation-nan": text("generation_config.json", '{"temperature": NaN}'),
         "generation-huge": text("generation_config.json", '{"top_k": ' + "9" * 4000 + "}"),
         "generation-ids": text("generation_config.json", '{"eos_token_id": [[1]]}'),
@@ -325,7 +330,7 @@ def folder_cases(forge: ModuleType, copy: Callable[[Path], Path]) -> dict[str, C
                 }
             )
         ),
-        "tokenizer-deep": vocabulary(lambda file: file.update(normalizer=_sequence(2000))),
+        "tokenizer-deep": vocabulary(lambda file: file.update(normalizer=_sequence(300))),
         "tokenizer-replace-nothing": vocabulary(
             lambda file: file.update(
                 normalizer={"type": "Replace", "pattern": {"String": ""}, "content": "x"}
@@ -339,7 +344,9 @@ def folder_cases(forge: ModuleType, copy: Callable[[Path], Path]) -> dict[str, C
         "tokenizer-surrogate": vocabulary(lambda file: file["model"]["vocab"].update({"\ud800": 400})),
         "template-list": edit(
             "tokenizer_config.json",
-            lambda file: file.update(chat_template=[{"name": ["x"], "template": 5}]),
+            lambda file: file.update(
+                chat_template=[{"name": ["x"]}, {"name": "default", "template": 5}]
+            ),
         ),
         "template-number": edit(
             "tokenizer_config.json", lambda file: file.update(chat_template=5)

@@ -1,6 +1,5 @@
 """Hostile packed files and session folders, their checksums right; hostile templates and texts."""
 
-import json
 import os
 import shutil
 import struct
@@ -196,7 +195,7 @@ TEMPLATES: Final = {
     "list-bomb": "{% set x = [0] * 999999999 %}",
     "doubling": "{% set ns = namespace(x='aaaaaaaa') %}"
     "{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
-    "power": "{{ 9 ** 9 ** 9 }}",
+    "power": "{{ 9 ** (9 ** 9) }}",
     "join-bomb": "{{ range(99999999)|join('aaaaaaaaaaaaaaaa') }}",
     "center": "{{ 'a'|center(999999999) }}",
     "indent": "{{ 'a\n'|indent(999999999) }}",
@@ -241,8 +240,3 @@ def texts() -> dict[str, bytes]:
         "one-word-of-100-mb": b"a" * 100_000_000,
         "spaces-of-100-mb": b"a" + b" " * 100_000_000,
     }
-
-
-def as_json(values: object) -> str:
-    """A text of JSON without regard for what JSON allows."""
-    return json.dumps(values)
