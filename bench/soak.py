@@ -50,7 +50,9 @@ def sample(conversation: Conversation) -> Sample:
     )  # fmt: skip
 
 
-def soak(path: Path, n_turns: int, kv: str, named: bool, folder: Path, ctx: int) -> dict[str, object]:
+def soak(
+    path: Path, n_turns: int, kv: str, named: bool, folder: Path, ctx: int
+) -> dict[str, object]:
     """Run the turns; the figures, with `grew` naming what did."""
     options = Options(ctx=ctx, kv=kv, kv_dir=folder, sessions_dir=folder, attention="hga")
     cache = Path(os.environ["HGA_SOAK_CACHE"]) if "HGA_SOAK_CACHE" in os.environ else None

@@ -150,6 +150,7 @@ def own_home(kernel_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     compile_ahead(kernels)
     (cache / "kernels").symlink_to(kernels, target_is_directory=True)
     own = {f"XDG_{kind.upper()}_HOME": str(root / kind) for kind in ("cache", "state", "config")}
-    foreign = ("XDG_", "HGA_")
+    # Unbuffered, a write fails where it is made and not where it is looked for.
+    foreign = ("XDG_", "HGA_", "PYTHONUNBUFFERED")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return {**kept, **own, "PYTHONSAFEPATH": "1"}

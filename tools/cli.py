@@ -278,7 +278,7 @@ def _cmd_inspect(values: argparse.Namespace, status: Status) -> int:
     from hga.tools.inspect import describe
 
     found = describe(values.operand_path)
-    print(json.dumps(found.data) if values.json else "\n".join(found.lines))
+    print(json.dumps(found.data) if values.json else errors.printable("\n".join(found.lines)))
     return errors.OK
 
 

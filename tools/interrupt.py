@@ -13,9 +13,7 @@ from types import FrameType, TracebackType
 from typing import NoReturn
 
 # Windows has no SIGHUP.
-_ENDINGS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
+_ENDINGS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Terminated(KeyboardInterrupt):

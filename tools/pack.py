@@ -23,8 +23,8 @@ from hga.models.plan import TensorSpec
 from hga.runtime.container_index import ReportRow
 from hga.runtime.container_layout import Layout, SegmentPlan, plan_layout
 from hga.runtime.container_tokenizer import split_tokenizer
-from hga.runtime.durable import named
 from hga.runtime.container_writer import ContainerWriter
+from hga.runtime.durable import named
 
 from .pack_tensor import Piece, format_for, home_of, kind_of, pieces
 from .sources import Source, SourceError, open_source

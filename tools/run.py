@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from hga.runtime.sampler import SamplerOptions, defaults
 from hga.tools.conversation import RAW_PREDICT, Conversation
-from hga.tools.errors import FAILED, INTERRUPTED, OK, UsageError
+from hga.tools.errors import FAILED, INTERRUPTED, OK, UsageError, printable
 from hga.tools.figures import reply_json, turn_line
 from hga.tools.folders import cache_folder
 from hga.tools.interrupt import Interrupt
@@ -268,7 +268,7 @@ class Talk:
 def banner(engine: "Engine", status: Status) -> None:
     """What runs, and how, before the first prompt."""
     plan = engine.plan
-    name = str(engine.model.source.get("name") or engine.path.name)
+    name = printable(str(engine.model.source.get("name") or engine.path.name))
     status.notice(
         f"{name.removesuffix('.gguf')}: {plan.architecture}, {len(plan.layers)} layers, context "
         f"{engine.ctx:,} tokens, {size(engine.resident_bytes())} resident\n"

@@ -1,9 +1,9 @@
 """A mapped file that is cut while it is read: zeros in place of the signal that ends the process.
 
 Reading a mapped page past the end of its file raises SIGBUS in the thread that reads. The handler
-here maps a page of zeros there and lets the thread go on; what was read is wrong, and whoever mapped
-the file looks afterwards whether it changed (runtime/container.py). Compiled, since the signal comes
-within compiled code that must not wait for the interpreter.
+here maps a page of zeros there and lets the thread go on; what was read is wrong, and whoever
+mapped the file looks afterwards whether it changed (runtime/container.py). Compiled, since the
+signal comes within compiled code that must not wait for the interpreter.
 """
 
 import ctypes

@@ -118,6 +118,6 @@ def test_a_source_that_is_cut_while_it_is_packed(tiny_hf, tmp_path, monkeypatch)
         if done > total // 3:
             os.truncate(weights, weights.stat().st_size // 2)
 
-    with pytest.raises(SourceError, match="ended at|changed while"):
+    with pytest.raises(SourceError, match=r"ended at|changed while"):
         pack(folder, tmp_path / "o.hga", progress=cut)
     assert not (tmp_path / "o.hga").exists()

@@ -143,5 +143,3 @@ def test_a_stopped_and_continued_run_goes_on(start, heavy):
     time.sleep(0.3)
     process.send_signal(signal.SIGCONT)
     assert process.wait(60) == 0
-
-

@@ -46,14 +46,14 @@ def test_standard_output_on_a_full_disk(hga, small, words):
 def test_standard_error_on_a_full_disk_changes_no_exit_code(hga, small):
     with open(FULL, "wb") as full:
         assert hga("inspect", "nowhere", stderr=full)[0] == 2
-        code, out, _ = hga("run", small, "-p", "hello", "-n", "3", stderr=full)
+        code, out, _ = hga("run", small, "-p", "hello", "-n", "8", "--temp", "0", stderr=full)
     assert code == 0 and out
 
 
 def test_standard_error_that_nobody_reads(start, small):
     gone, end = os.pipe()
     os.close(gone)
-    process = start("run", small, "-p", "hello", "-n", "3", stderr=end)
+    process = start("run", small, "-p", "hello", "-n", "8", "--temp", "0", stderr=end)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and out
     assert start("inspect", "nowhere", stderr=end).wait(60) == 2

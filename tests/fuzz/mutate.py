@@ -38,7 +38,7 @@ def _mutated_once(data: bytes, draw: random.Random, others: list[bytes]) -> byte
     if kind == 0:
         return data[:at] + bytes((draw.randrange(256),)) + data[at + 1 :]
     if kind == 1:
-        code = draw.choice("<I <Q >I >Q".split())
+        code = draw.choice(["<I", "<Q", ">I", ">Q"])
         number = draw.choice(_NUMBERS) % (1 << (8 * struct.calcsize(code)))
         return data[:at] + struct.pack(code, number) + data[at + struct.calcsize(code) :]
     if kind == 2:
@@ -87,7 +87,7 @@ def _change(tree: Any, draw: random.Random) -> None:
         node[draw.choice(("", "a", "type", str(key) + "x"))] = inner
     elif kind == 2:
         # A number nearby: off by one, doubled, negated.
-        plain = inner if isinstance(inner, int) and not isinstance(inner, bool) else 1
+        plain = inner if type(inner) is int and abs(inner) < 1 << 70 else 1
         node[key] = draw.choice((plain + 1, plain - 1, plain * 2, -plain, float(plain)))
     else:
         # A copy: a later change may go into it.

@@ -26,7 +26,9 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-def corpus(tiny: ModuleType, forge: ModuleType, stores: ModuleType, folder: Path) -> dict[str, bytes]:
+def corpus(
+    tiny: ModuleType, forge: ModuleType, stores: ModuleType, folder: Path
+) -> dict[str, bytes]:
     """Seeds by `TARGET/NAME`."""
     from hga.kvstore.store import SessionStore
     from hga.kvstore.store_layout import BlockShape
@@ -57,9 +59,7 @@ def corpus(tiny: ModuleType, forge: ModuleType, stores: ModuleType, folder: Path
     packed = (folder / "m.hga").read_bytes()
     out["index/llama"] = json.dumps(forge.index_of(packed)).encode()
     out["container/header"] = packed[:4096]
-    state = State(
-        True, "be brief", 1, [SavedTurn("a", "b", 0, 0, 1)], None, 7, None, 5, "1f", "1f"
-    )
+    state = State(True, "be brief", 1, [SavedTurn("a", "b", 0, 0, 1)], None, 7, None, 5, "1f", "1f")
     out["state/one-turn"] = encode(state).encode()
     shape = BlockShape(((2, 256), (1, 512)), 100)
     SessionStore.create(folder / "s", shape, {"a": 1}, encode_text(encode(state))).close()

@@ -5,6 +5,7 @@ Checksums are made good first, so that what is behind them is reached.
 """
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ from hga.runtime.template import ChatTemplate, TemplateError
 from hga.runtime.tokenizer import Tokenizer
 from hga.runtime.tokenizer_spec import TokenizerError, TokenizerSpec
 from hga.tools import conversation_state as states
+from hga.tools.errors import message
 from hga.tools.pack import pack
 from hga.tools.sources import SourceError, open_source
 from hga.tools.sources.jsonfile import parse_object
@@ -110,8 +112,8 @@ def run(target: Target, data: bytes) -> bool:
     try:
         target(data)
     except REFUSALS as error:
-        text = str(error)
-        if "\n" in text or not text:
-            raise AssertionError(f"a refusal of more than one line: {text!r:.300}") from error
+        text = message(error)
+        if not text or re.search(r"[\0-\x1f\x7f]", text) or "internal error" in text:
+            raise AssertionError(f"no refusal that a terminal should see: {text!r:.300}") from error
         return False
     return True

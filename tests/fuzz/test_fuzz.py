@@ -1,4 +1,4 @@
-"""Seeded mutations of the seed corpus through every parser; `make fuzz` goes on, guided by coverage.
+"""Seeded mutations of the seed corpus through every parser; `make fuzz` goes on by coverage.
 
 HGA_TEST_FUZZ_S is how long each parser is tried (default: 1.5 s), HGA_TEST_FUZZ_SEED where the
 random numbers begin.

@@ -157,8 +157,7 @@ def _program() -> None:
     import hga.tools.resolve
     import hga.tools.run
     import hga.tools.sources.gguf
-    import hga.tools.sources.hf  # noqa: F401
-
+    import hga.tools.sources.hf
     from hga.kernels import ops
     from hga.tools.folders import cache_folder
 

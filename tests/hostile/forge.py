@@ -94,7 +94,7 @@ def with_index(raw: bytes, index: Mapping[str, Any] | bytes) -> bytes:
         decoded = container_index.decode_index(body)
         plan = container_index.decode_plan(decoded.plan)
         digest = container_index.digest_of(plan, decoded.segments)
-    except ValueError:
+    except (ValueError, struct.error):
         pass
     header = Header(start + len(body), start, len(body), xxhash.xxh3_64_intdigest(body), digest)
     return header.encode() + raw[PAGE_BYTES:start] + body

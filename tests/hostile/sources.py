@@ -145,10 +145,10 @@ def replace_pairs(raw: bytes, pairs: dict[str, bytes]) -> bytes:
         (kind,) = struct.unpack_from("<I", raw, at)
         at = end(at + 4, kind)
         instead = left.pop(key, None)
-        out.append(raw[begin:at] if instead is None else raw[begin : begin + 8 + length] + instead[8:])
+        name = raw[begin : begin + 8 + length]
+        out.append(raw[begin:at] if instead is None else name + instead[8:])
     for key, value in left.items():
-        name = key.encode()
-        out.append(struct.pack("<Q", len(name)) + name + value[8:])
+        out.append(struct.pack("<Q", len(key.encode())) + key.encode() + value[8:])
     head_end = at
     for _ in range(n_tensors):
         (length,) = struct.unpack_from("<Q", raw, head_end)
@@ -170,7 +170,9 @@ def _holes(path: Path, start: bytes, size: int) -> Path:
     return path
 
 
-def folder_cases(forge: ModuleType, copy: Callable[[Path], Path]) -> dict[str, Callable[[Path], Path]]:
+def folder_cases(
+    forge: ModuleType, copy: Callable[[Path], Path]
+) -> dict[str, Callable[[Path], Path]]:
     """The same for safetensors folders; `copy` makes a sound one at a path."""
 
     def weights(raw: bytes) -> Callable[[Path], None]:
@@ -291,15 +293,17 @@ def folder_cases(forge: ModuleType, copy: Callable[[Path], Path]) -> dict[str, C
         "config-layers-float": config(num_hidden_layers=2.0),
         "config-layers-true": config(num_hidden_layers=True),
         "config-hidden-huge": config(hidden_size=1 << 19),
-        "config-eps-infinite": text("config.json", '{"model_type": "llama", "rms_norm_eps": 1e999}'),
+        "config-eps-infinite": text(
+            "config.json", '{"model_type": "llama", "rms_norm_eps": 1e999}'
+        ),
         "config-rope-object": config(rope_scaling={"rope_type": ["linear"]}),
         "config-rope-deep": config(rope_scaling={"a": {"b": {}}}),
         "config-type-list": config(model_type=["llama"]),
         "config-quantized-list": config(quantization_config=[1]),
         "config-code": config(auto_map={"AutoModel": "owned.Model"}),
         "experts-without-end": config(
-            model_type="qwen3_moe", num_experts=65536, num_experts_per_tok=8, num_hidden_layers=1000,
-            moe_intermediate_size=64, norm_topk_prob=True, attention_bias=None,
+            model_type="qwen3_moe", num_experts=65536, num_experts_per_tok=8,
+            num_hidden_layers=1000, moe_intermediate_size=64, norm_topk_prob=True,
         ),
         "values-nan": scale(float("nan")),
         "values-infinite": scale(float("inf")),
@@ -341,7 +345,9 @@ def folder_cases(forge: ModuleType, copy: Callable[[Path], Path]) -> dict[str, C
         "tokenizer-added-id": add(id=-5, content="zz"),
         "tokenizer-added-huge": add(id=HUGE, content="zz"),
         "tokenizer-added-nothing": add(id=400, content=""),
-        "tokenizer-surrogate": vocabulary(lambda file: file["model"]["vocab"].update({"\ud800": 400})),
+        "tokenizer-surrogate": vocabulary(
+            lambda file: file["model"]["vocab"].update({"\ud800": 400})
+        ),
         "template-list": edit(
             "tokenizer_config.json",
             lambda file: file.update(

@@ -37,6 +37,7 @@ def packed_cases(forge: ModuleType, sound: Path) -> dict[str, Callable[[Path], P
         "index-nested": lambda: forge.with_index(raw, deep),
         "index-bulk": lambda: forge.edited_index(raw, lambda found: found.update(source=_BULK)),
         "index-plan-bulk": lambda: forge.edited_index(raw, lambda found: found.update(plan=_BULK)),
+        "index-control": lambda: forge.with_index(raw, b'{"\\u001b[2J\\r\\u009b0m": 1}'),
         "index-nan": lambda: forge.with_index(raw, b'{"plan": NaN}'),
         "segment-offset-2-63": first("segments", offset=HUGE),
         "segment-offset-zero": first("segments", offset=0),

@@ -3,7 +3,7 @@ time and memory, and nothing in them is run."""
 
 import ast
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,7 +35,7 @@ class Refusals:
             wrong.append("not one line")
         if "Traceback" in found.err or "internal error" in found.err:
             wrong.append("nobody planned for it")
-        if len(found.err) > 1000 or re.search(r"[\x00-\x09\x0b-\x1f\x7f]", found.err):
+        if len(found.err) > 1000 or re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", found.err):
             wrong.append("a message that a terminal should not see")
         if found.out:
             wrong.append(f"output {found.out[:80]!r}")
@@ -179,5 +179,3 @@ def _dangers(node: ast.AST) -> list[str]:
         k.arg == "allow_pickle" and getattr(k.value, "value", True) for k in node.keywords
     )
     return [name] * (name in ("eval", "exec")) + ["torch.load"] * torch + ["allow_pickle"] * pickles
-
-

@@ -10,7 +10,6 @@ from hga.runtime.json_size import most_values
 
 from .source import SourceError
 
-
 # The table of a hundred thousand tensors has a million; as objects these take 200 MiB at worst.
 _MOST_VALUES: Final = 1 << 21
 
