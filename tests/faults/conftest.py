@@ -34,7 +34,7 @@ def experts(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def heavy(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A packed model of 40 M weights that needs seconds for a long prompt."""
+    """A packed model of 30 M weights that needs seconds for a long prompt."""
     folder = tmp_path_factory.mktemp("heavy")
     config = tiny.config(
         "llama", hidden_size=512, intermediate_size=2048, num_hidden_layers=8,

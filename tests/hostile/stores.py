@@ -1,8 +1,10 @@
 """Hostile packed files and session folders, their checksums right; hostile templates and texts."""
 
+import io
 import os
 import shutil
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -240,4 +242,44 @@ def texts() -> dict[str, bytes]:
         "one-line-of-100-mb": b"word and " * (100_000_000 // 9),
         "one-word-of-100-mb": b"a" * 100_000_000,
         "spaces-of-100-mb": b"a" + b" " * 100_000_000,
+    }
+
+
+def _npy(shape: str, data: bytes = b"", descr: str = "<i8") -> bytes:
+    """A numpy file with any shape in its header."""
+    head = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    head += b" " * (63 - (10 + len(head)) % 64) + b"\n"
+    return b"\x93NUMPY\x01\0" + struct.pack("<H", len(head)) + head + data
+
+
+def _npz(**members: bytes) -> bytes:
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(f"{name}.npy", data)
+    return raw.getvalue()
+
+
+def token_files() -> dict[str, bytes]:
+    """Files of token ids that are none; the pickles would make a file `owned`."""
+    pickled = b"cos\nsystem\n(S'touch owned'\ntR."
+    objects = _npy("(1,)", pickled, "|O")
+    one = _npy("()", struct.pack("<q", 1))
+    return {
+        "empty.npy": b"",
+        "pickle.npy": pickled,
+        "objects.npy": objects,
+        "elements-2-60.npy": _npy("(1152921504606846976,)"),
+        "elements-2-33.npy": _npy("(8589934592,)"),
+        "product.npy": _npy("(4611686018427387904, 4)"),
+        "negative.npy": _npy("(-5,)"),
+        "short.npy": _npy("(100,)", bytes(10)),
+        "nested.npy": _npy("(" * 3000 + ")" * 3000),
+        "floats.npy": _npy("(10,)", bytes(80), "<f8"),
+        "ids-2-62.npy": _npy("(100,)", struct.pack("<q", 1 << 62) * 100),
+        "objects.npz": _npz(needle_a=objects, answer_a=one),
+        "bomb.npz": _npz(needle_a=_npy("(40000000,)", bytes(320_000_000)), answer_a=one),
+        "no-needle.npz": _npz(answer_a=one),
+        "no-answer.npz": _npz(needle_a=_npy("(100,)", bytes(800))),
+        "cut.npz": _npz(needle_a=objects)[:100],
     }

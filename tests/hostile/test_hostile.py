@@ -132,6 +132,18 @@ def test_texts(refusals, hostile, sound, tmp_path) -> None:
     check(refusals, 25)
 
 
+def test_token_files(refusals, hostile, sound, tmp_path) -> None:
+    flags = ["--attention", "dense", "--budget", "64"]
+    for name, raw in hostile.stores.token_files().items():
+        path = tmp_path / name
+        path.write_bytes(raw)
+        refusals.expect(name, ["eval", "cases", sound.packed, "--cases", path, *flags])
+        words = ["--token-ids", path, "--ctx", "64", "--tail", "8", *flags]
+        refusals.expect(name, ["eval", "gap", sound.packed, *words])
+    check(refusals, 32)
+    assert not list(tmp_path.rglob("owned")) and not Path("owned").exists()
+
+
 def test_a_stream_without_an_end(refusals, sound) -> None:
     endless = Path("/dev/zero")
     refusals.expect("a file", ["run", sound.packed, "-f", endless])
