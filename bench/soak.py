@@ -4,8 +4,8 @@
 
 Turns of a few tokens are asked one after another, the conversation is cleared whenever half of the
 context is full, and a named session is saved after every turn. Resident memory, file descriptors,
-threads and the arena's bytes are taken after the first tenth (caches are warm by then) and at the
-end. The roofline of a leak is nothing: the exit code is 1 where memory grew by more than 2 % or
+threads and the arena's bytes at their most in the second tenth (caches are warm by then) are
+compared with those in the last. The roofline of a leak is nothing: the exit code is 1 where memory grew by more than 2 % or
 anything else at all. The last line is JSON.
 """
 
@@ -50,6 +50,11 @@ def sample(conversation: Conversation) -> Sample:
     )  # fmt: skip
 
 
+def most(samples: list[Sample]) -> Sample:
+    """The largest of each figure."""
+    return Sample(*(max(column) for column in zip(*(asdict(s).values() for s in samples))))
+
+
 def soak(
     path: Path, n_turns: int, kv: str, named: bool, folder: Path, ctx: int
 ) -> dict[str, object]:
@@ -62,7 +67,8 @@ def soak(
             engine, session, SamplerOptions(temperature=0.0), chat=engine.template is not None,
             predict=8,
         )  # fmt: skip
-        first, begin, n_tokens, n_peak = None, time.perf_counter(), 0, 0
+        early, late = [], []
+        begin, n_tokens, n_peak = time.perf_counter(), 0, 0
         for turn in range(n_turns):
             if talk.n_tokens > engine.ctx // 2:
                 n_peak = max(n_peak, talk.n_tokens)
@@ -71,15 +77,14 @@ def soak(
             n_tokens += reply.new_tokens + len(reply.tokens)
             if named:
                 session.save(talk.note())
-            # Compared where the arena holds as much: at the end of a conversation.
-            if turn == n_turns // 10:
-                talk.clear()
-                first = sample(talk)
-        talk.clear()
-        last = sample(talk)
+            # Over whole conversations: what is held goes up and down within one.
+            if n_turns // 10 <= turn < n_turns // 5:
+                early.append(sample(talk))
+            elif turn >= n_turns - n_turns // 10:
+                late.append(sample(talk))
         seconds = time.perf_counter() - begin
         session.close()
-    assert first is not None
+    first, last = most(early), most(late)
     grew = [
         name
         for name, before in asdict(first).items()

@@ -45,6 +45,7 @@ def test_ways_of_a_dense_model(tokens, small):
         assert tokens(small, PROMPT, *words) == expected, name
 
 
+@pytest.mark.slow
 def test_ways_of_experts(tokens, experts):
     expected = tokens(experts, PROMPT, "-t", "2")
     assert len(set(expected)) > 3, "an answer that could not differ"

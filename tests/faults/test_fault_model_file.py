@@ -68,7 +68,10 @@ with Engine.open(path, Options(threads=2, attention="dense", ctx=512), cache) as
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 @pytest.mark.parametrize("model", ["small", "experts"])
-@pytest.mark.parametrize("how", ["cut", "emptied", "rewritten"])
+@pytest.mark.parametrize(
+    "how",
+    ["cut", *(pytest.param(name, marks=pytest.mark.slow) for name in ("emptied", "rewritten"))],
+)
 def test_a_mapped_model_that_changes_is_refused(request, python, tmp_path, how, model, phase):
     path = shutil.copy(request.getfixturevalue(model), tmp_path / "m.hga")
     code, out, err = python(MAPPED, path, how, "mapped", "guarded", phase)

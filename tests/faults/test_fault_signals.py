@@ -31,7 +31,10 @@ def is_saved(hga, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
-@pytest.mark.parametrize("phase", ["load", "prefill", "decode"])
+@pytest.mark.parametrize(
+    "phase",
+    ["decode", *(pytest.param(name, marks=pytest.mark.slow) for name in ("load", "prefill"))],
+)
 def test_a_signal_ends_a_run_in_order(start, hga, heavy, tmp_path, home, number, phase):
     folder = tmp_path / "kept"
     prompt = tmp_path / "p.txt"

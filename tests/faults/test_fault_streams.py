@@ -75,6 +75,7 @@ def limited(what, value):
     return lambda: resource.setrlimit(what, (value, value))
 
 
+@pytest.mark.slow
 def test_few_open_files(hga, small, tmp_path):
     words = ["-p", "hello", "-n", "3", "--kv", "disk", "--session", "s", "--kv-dir", tmp_path]
     outcomes = []

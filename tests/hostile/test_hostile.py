@@ -113,6 +113,7 @@ def test_session_folders(refusals, hostile, sound, tmp_path) -> None:
     check(refusals, 55)
 
 
+@pytest.mark.slow
 def test_chat_templates(refusals, hostile, sound, tmp_path) -> None:
     path, raw = tmp_path / "t.hga", sound.packed.read_bytes()
     for name, template in hostile.stores.TEMPLATES.items():
