@@ -18,12 +18,18 @@ FOLDERS := kernels kvstore models runtime tools
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check --no-input install -qq --retries 5
 
-.PHONY: help setup setup-test setup-dev setup-oracle run test check lint ruff mypy arrows types \
-        format bench clean
+# Every parser in turn, so many seconds each.
+FUZZ_TARGETS := gguf safetensors config tokenizer index container head state template
+FUZZ_S ?= 60
+
+.PHONY: help setup setup-test setup-dev setup-oracle setup-fuzz run test test-faults fuzz check lint \
+        ruff mypy arrows types format bench clean
 
 help:
 	@echo 'make run [ARGS="-p TEXT"]  chat with the demo model (sets everything up the first time)'
 	@echo 'make test                  run the tests that need no GPU and are not slow'
+	@echo 'make test-faults           hostile files, faults, signals, limits, soak: about seven minutes'
+	@echo 'make fuzz [FUZZ_S=60]      every parser by atheris, FUZZ_S seconds each (Linux)'
 	@echo 'make check                 lint, types, import arrows and tests: what CI runs'
 	@echo 'make lint | format         ruff, mypy and import-linter | rewrite with ruff'
 	@echo 'make bench [ARGS=...]      prefill and decode speed of the demo model'
@@ -67,6 +73,11 @@ $(VENV)/.setup-oracle: pyproject.toml | $(BIN)/pip
 	@$(PIP_INSTALL) -e '.[test,oracle]' </dev/null >&2
 	@touch $(VENV)/.setup-run $(VENV)/.setup-test $@
 
+$(VENV)/.setup-fuzz: pyproject.toml | $(BIN)/pip
+	@echo 'hga: installing with what fuzzing needs' >&2
+	@$(PIP_INSTALL) -e '.[test,fuzz]' </dev/null >&2
+	@touch $(VENV)/.setup-run $(VENV)/.setup-test $@
+
 setup: $(VENV)/.setup-run
 	@:
 setup-test: $(VENV)/.setup-test
@@ -74,6 +85,8 @@ setup-test: $(VENV)/.setup-test
 setup-dev: $(VENV)/.setup-dev
 	@:
 setup-oracle: $(VENV)/.setup-oracle
+	@:
+setup-fuzz: $(VENV)/.setup-fuzz
 	@:
 
 run: $(VENV)/.setup-run
@@ -84,6 +97,18 @@ bench: $(VENV)/.setup-run
 
 test: $(VENV)/.setup-test
 	@$(BIN)/python -m pytest -m 'not gpu and not slow' $(PYTEST_ARGS)
+
+# Slow ones too; each test ends by itself after two minutes.
+test-faults: $(VENV)/.setup-test
+	@HGA_TEST_FUZZ_S=10 timeout 900 $(BIN)/python -m pytest --timeout 240 tests/hostile tests/faults \
+	  tests/fuzz tests/kvstore/test_store_faults.py tests/kvstore/test_store_damage.py \
+	  tests/kvstore/test_store_process.py tests/kvstore/reader/test_reader_faults.py $(PYTEST_ARGS)
+
+fuzz: $(VENV)/.setup-fuzz
+	@for target in $(FUZZ_TARGETS); do \
+	  echo "== $$target"; \
+	  $(BIN)/python tests/fuzz/fuzz.py $$target -max_total_time=$(FUZZ_S) -verbosity=0 || exit 1; \
+	done
 
 check: lint test
 

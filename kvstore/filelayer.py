@@ -8,8 +8,11 @@ short. Descriptors are not inherited by child processes.
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
+
+from .errors import SessionError
 
 Buffer = memoryview
 
@@ -51,8 +54,14 @@ class Files:
     """The system's own files."""
 
     def open(self, path: Path, flags: int) -> int:
-        """A descriptor; what people ask a model is for nobody else to read."""
-        return os.open(path, flags, 0o600)
+        """A descriptor of a regular file; SessionError for a pipe or a device, which may have no
+        end. What people ask a model is for nobody else to read."""
+        # To open a pipe waits for its other side.
+        fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o600)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise SessionError(f"{path} is not a regular file: the session is damaged")
+        return fd
 
     def close(self, fd: int) -> None:
         """Close a descriptor."""

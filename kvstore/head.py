@@ -39,8 +39,9 @@ _LAYER_ROW = struct.Struct("<II")
 _BLOCKS = np.dtype([("segment", "<u4"), ("slot", "<u4"), ("digest", "<u8")])
 
 _MOST_FINGERPRINT = 1 << 16
-MOST_META = 1 << 28
-MOST_HEAD = 1 << 30
+# Two id lists of a million tokens as text take 16 MB.
+MOST_META = 1 << 26
+MOST_HEAD = 1 << 27
 
 
 class BlockEntry(NamedTuple):
@@ -112,15 +113,30 @@ def is_head(data: bytes) -> bool:
     return data[:8] == _MAGIC
 
 
+def stated_bytes(header: bytes) -> int:
+    """Bytes of the whole file as its first HEADER_BYTES state them, those alone where they are not
+    whole: nothing else of such a file counts."""
+    if not _is_whole(header):
+        return HEADER_BYTES
+    return HEADER_BYTES + int(_HEADER.unpack_from(header)[4])
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether a header matches its checksum."""
+    stated = data[_HEADER.size : _HEADER.size + 8]
+    return (
+        len(data) >= HEADER_BYTES
+        and is_head(data)
+        and stated == struct.pack("<Q", xxh3(data[: _HEADER.size]))
+    )
+
+
 def decode(data: bytes, where: str) -> Head | None:
     """The commit in a head file's bytes; None where they are not whole (a commit that was cut
     short). SessionError where they are whole and cannot be right, or of another version."""
-    header = data[: _HEADER.size]
-    if len(data) < HEADER_BYTES or not is_head(data):
+    if not _is_whole(data):
         return None
-    if data[_HEADER.size : _HEADER.size + 8] != struct.pack("<Q", xxh3(header)):
-        return None
-    _, version, _, generation, body_bytes, digest = _HEADER.unpack(header)
+    _, version, _, generation, body_bytes, digest = _HEADER.unpack_from(data)
     if version != VERSION:
         raise SessionError(f"{where} has format version {version}: this version reads {VERSION}")
     body = data[HEADER_BYTES : HEADER_BYTES + body_bytes]

@@ -122,10 +122,13 @@ def _finish(queue: Queue, run: NDArray[np.int64], read: Read) -> None:
 def serve_mmap(queue: Queue) -> None:
     """Copy out of a mapping, after asking for the pages of all runs at hand.
 
-    A page that cannot be read would end the process by a signal: that is the price of this way.
+    A page that is cut off between the look at its file's size and the copy is read as zeros
+    (kernels/cpu/bus_guard.py), which the checksums of experts and cells refuse.
     """
+    from hga.kernels.cpu import bus_guard
     from hga.kernels.cpu.io_entry import take
 
+    bus_guard.install()
     runs = [run_words() for _ in range(_MAPPED_RUNS)]
     while True:
         taken: list[NDArray[np.int64]] = []

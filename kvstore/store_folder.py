@@ -38,14 +38,16 @@ def is_session(folder: Path) -> bool:
     return folder.is_dir() and any((folder / name).is_file() for name in HEADS)
 
 
-def read_file(files: Files, path: Path, most: int) -> bytes:
-    """All of a file; SessionError if it is larger than any such file."""
+def _read_head(files: Files, path: Path) -> bytes:
+    """A head file as far as its header says; SessionError if it is larger than any."""
     fd = files.open(path, READ_ONLY)
     try:
         size = files.size(fd)
-        if size > most:
-            raise SessionError(f"{path} has {size} bytes, at most {most} are expected")
-        data = bytearray(size)
+        if size > heads.MOST_HEAD:
+            raise SessionError(f"{path} has {size} bytes, at most {heads.MOST_HEAD} are expected")
+        header = bytearray(min(size, heads.HEADER_BYTES))
+        read_all(files, fd, memoryview(header), 0)
+        data = bytearray(min(size, heads.stated_bytes(bytes(header))))
         return bytes(data[: read_all(files, fd, memoryview(data), 0)])
     finally:
         files.close(fd)
@@ -57,7 +59,7 @@ def read_heads(folder: Path, files: Files) -> tuple[list[Head], bool]:
     torn = False
     for name in HEADS:
         try:
-            data = read_file(files, folder / name, heads.MOST_HEAD)
+            data = _read_head(files, folder / name)
         except FileNotFoundError:
             continue
         head = heads.decode(data, str(folder / name))

@@ -8,7 +8,7 @@ from .gemma3 import GEMMA3
 from .keys import Keys, shown
 from .llama import LLAMA
 from .names import tensor_specs
-from .plan import ConfigError, ModelPlan, TensorSpec, UnsupportedError
+from .plan import ConfigError, ModelPlan, MoePlan, TensorSpec, UnsupportedError
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .qwen3_moe import QWEN3_MOE
@@ -20,6 +20,10 @@ ARCHITECTURES: Final[tuple[Architecture, ...]] = (
     QWEN3_MOE,
     GEMMA3,
 )
+
+# Three tensors each: beyond what any checkpoint has (23,040 of the largest), and short of tables
+# that take gigabytes before the first tensor is looked for.
+_MOST_EXPERTS: Final = 1 << 17
 
 # Beside text_config in a multimodal Gemma 3: the parts that only images use.
 _GEMMA3_OUTER: Final = (
@@ -51,6 +55,7 @@ def plan_from_hf(config: Mapping[str, object]) -> tuple[ModelPlan, tuple[TensorS
         keys.expect("model_type", *found.model_types)
     plan = found.read_hf(keys)
     keys.finish()
+    _check_experts(plan, "config.json")
     return plan, tuple(tensor_specs(plan, found.hf_names, found.hf_transforms))
 
 
@@ -79,4 +84,11 @@ def plan_from_gguf(
     keys = Keys(metadata, "GGUF metadata", prefix=f"{found.gguf_name}.")
     plan = found.read_gguf(keys, GgufFacts(tensor_shapes, rope_divisors))
     keys.finish()
+    _check_experts(plan, "GGUF metadata")
     return plan, tuple(tensor_specs(plan, found.gguf_names, found.gguf_transforms))
+
+
+def _check_experts(plan: ModelPlan, origin: str) -> None:
+    n = sum(layer.mlp.n_experts for layer in plan.layers if isinstance(layer.mlp, MoePlan))
+    if n > _MOST_EXPERTS:
+        raise UnsupportedError(f"{origin}: {n} experts in all layers; supported: {_MOST_EXPERTS}")

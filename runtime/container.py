@@ -38,6 +38,7 @@ from .container_index import (
 )
 from .container_layout import decompress
 from .container_plan import ContainerError
+from .durable import named
 
 if TYPE_CHECKING:
     from .tokenizer_spec import TokenizerSpec
@@ -97,14 +98,16 @@ class ModelFile:
 
     With load="mmap" tensors are views of the mapped file. With load="ram" everything but the
     experts is read into memory of its own first, huge pages where the system grants them, and
-    its checksums are compared: nothing of the trunk is ever read again from the disk.
+    its checksums are compared: nothing of the trunk is ever read again from the disk. `is_mapped`
+    tells whether a view of the mapping was handed out (experts that are few, a mapped trunk).
     """
 
     def __init__(self, path: Path, load: Load = "mmap") -> None:
         self.path = path
         self._file: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115
         try:
-            size = os.fstat(self._file.fileno()).st_size
+            opened = os.fstat(self._file.fileno())
+            size, self._written_ns = opened.st_size, opened.st_mtime_ns
             self.header = Header.decode(self._read(0, min(size, PAGE_BYTES)), size)
             raw = self._read(self.header.index_offset, self.header.index_bytes)
             if xxhash.xxh3_64_intdigest(raw) != self.header.index_xxh3:
@@ -119,6 +122,7 @@ class ModelFile:
             self._bytes: U8 | None = np.frombuffer(self._map, np.uint8)
             self._trunk: U8 | None = None
             self._trunk_range = (0, 0)
+            self.is_mapped = False
             if load == "ram":
                 self._load_trunk()
         except ContainerError as error:
@@ -232,6 +236,15 @@ class ModelFile:
                 f"and has {size} now"
             )
 
+    def check_mapped(self) -> None:
+        """Raise ContainerError if views of the mapping are in use and the file was cut or written
+        to since it was opened: what they hold is not the model."""
+        if not self.is_mapped:
+            return
+        self.check_size()
+        if os.fstat(self._file.fileno()).st_mtime_ns != self._written_ns:
+            raise ContainerError(f"{self.path}: the file was written to while it was open")
+
     def verify(self, progress: Progress | None = None) -> None:
         """Read every segment and compare its checksum; ContainerError names the first that
         differs. `progress` hears (bytes, total bytes)."""
@@ -283,6 +296,7 @@ class ModelFile:
         begin, end = self._trunk_range
         if self._trunk is not None and begin <= start and start + nbytes <= end:
             return self._trunk[start - begin : start - begin + nbytes]
+        self.is_mapped = True
         return self._bytes[start : start + nbytes]
 
     def _load_trunk(self) -> None:
@@ -307,10 +321,13 @@ class ModelFile:
         return bytes(buffer)
 
     def _read_into(self, offset: int, view: memoryview) -> None:
-        self._file.seek(offset)
         done = 0
-        while done < len(view):
-            got = self._file.readinto(view[done:])  # type: ignore[attr-defined]
-            if not got:
-                raise ContainerError(f"file ends at byte {offset + done}, {len(view)} were needed")
-            done += got
+        with named(self.path):
+            self._file.seek(offset)
+            while done < len(view):
+                got = self._file.readinto(view[done:])  # type: ignore[attr-defined]
+                if not got:
+                    raise ContainerError(
+                        f"file ends at byte {offset + done}, {len(view)} were needed"
+                    )
+                done += got

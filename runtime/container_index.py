@@ -18,14 +18,17 @@ from hga.kernels.formats import FORMATS, FormatError
 from hga.models.plan import ModelPlan, MoePlan, tensor_roles
 
 from .container_plan import ContainerError, decode_plan, encode_plan
+from .json_size import most_values
 
 MAGIC = b"HGAPACK\x00"
 VERSION = 1
 PAGE_BYTES = 4096
 # Alignment of a tensor inside its segment: one cache line, one vector register.
 TENSOR_ALIGN = 64
-MAX_INDEX_BYTES = 256 << 20
-MAX_TEXT_BYTES = 256 << 20
+# The index of a model of 70,000 tensors takes 10 MB and has 800,000 values.
+MAX_INDEX_BYTES = 64 << 20
+_MOST_VALUES = 4 << 20
+MAX_TEXT_BYTES = 128 << 20
 REPACK = "pack the model again with `hga pack`"
 
 _HEAD = struct.Struct("<8sIIQQQQ16s")
@@ -166,6 +169,10 @@ def encode_index(index: Index) -> bytes:
 
 def decode_index(raw: bytes) -> Index:
     """The index from JSON; raises ContainerError for anything but the fields above."""
+    if (n_values := most_values(raw)) > _MOST_VALUES:
+        raise ContainerError(
+            f"packed file: index: expected at most {_MOST_VALUES} JSON values, found {n_values}"
+        )
     try:
         return msgspec.json.decode(raw, type=Index)
     except (ValueError, RecursionError) as error:

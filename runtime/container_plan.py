@@ -85,7 +85,8 @@ def _build(cls: type[T], fields: dict[str, Any], path: str, **nested: object) ->
 
 def _within(path: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise ContainerError(f"{path} needs to be within {low:g} and {high:g}, found {value:g}")
+        # An integer of 400 digits has no float to be formatted as.
+        raise ContainerError(f"{path} needs to be within {low:g} and {high:g}, found {value!r:.40}")
 
 
 def _check(plan: ModelPlan) -> None:

@@ -1,12 +1,25 @@
-"""Files that one process writes: an exclusive open."""
+"""Files that one process writes, and the names of those that fail."""
 
 import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from hga.kvstore.filelayer import lock
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Put a file's name to an error of the system that has none: reads and writes of an open file
+    say only what went wrong."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.strerror is not None:
+            error.filename = str(path)
+        raise
 
 
 def open_locked(path: Path) -> BinaryIO:

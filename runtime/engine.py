@@ -125,6 +125,10 @@ class Engine:
         from .weights import Weights
 
         self.weights = Weights(self.model, cached_experts=self._n_slots > 0)
+        if self.model.is_mapped:
+            from hga.kernels.cpu import bus_guard
+
+            bus_guard.install()
         self._backend = ops.open_cpu(root, self.options.threads)
         self.notices += self._backend.notices
         try:

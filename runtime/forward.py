@@ -194,7 +194,8 @@ class ForwardPass:
 
         layers: LAYER records with the session's pages. limits: what a single token reads.
         summed_chunks: chunks that have summaries, for the published rule. units: what the tokens
-        of a prompt read. The returned view is overwritten by the next call.
+        of a prompt read. The returned view is overwritten by the next call. ContainerError where
+        a mapped model changed on the disk.
         """
         n = len(tokens)
         self._tokens[:n] = tokens
@@ -240,6 +241,7 @@ class ForwardPass:
         c["io_problem"], c["now"] = 0, c["now"] + 1
         n_active = self._switch.n if self._switch is not None and n == 1 else None
         self._backend.forward(self._call.ctypes.data, n_active)
+        self._weights.check()
         if self._experts is not None:
             self._experts.check()
         return self._buffers.view(int(c["logits"]), (n_logits, self._vocab16))[:, : self._vocab]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral
 from typing import Any, Final, Literal
 
 from .gguf_splits import SPLITS, Splits
@@ -284,12 +285,16 @@ def _column(metadata: Mapping[str, Any], key: str, n_tokens: int) -> list[float]
     values = metadata.get(f"tokenizer.ggml.{key}")
     if values is None:
         return []
-    numbers: list[float] = values.tolist() if hasattr(values, "tolist") else list(values)
+    numbers = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(numbers, list | tuple):
+        raise TokenizerError(
+            f"tokenizer.ggml.{key}: expected {n_tokens} numbers, found {numbers!r:.40}"
+        )
     if len(numbers) != n_tokens or not all(isinstance(x, int | float) for x in numbers):
         raise TokenizerError(
             f"tokenizer.ggml.{key}: expected {n_tokens} numbers, found {len(numbers)} values"
         )
-    return numbers
+    return list(numbers)
 
 
 def _flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
@@ -300,12 +305,10 @@ def _number(metadata: Mapping[str, Any], key: str) -> int | None:
     value = metadata.get(f"tokenizer.ggml.{key}")
     if value is None:
         return None
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise TokenizerError(
-            f"tokenizer.ggml.{key}: expected a number, found {value!r:.40}"
-        ) from None
+    # Of any integer type, numpy's too; a float may be infinite, or 1.5.
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TokenizerError(f"tokenizer.ggml.{key}: expected a number, found {value!r:.40}")
+    return int(value)
 
 
 def _id(

@@ -20,6 +20,7 @@ from .tokenizer_spec import (
     TokenizerError,
     TokenizerSpec,
     check,
+    check_size,
     looks_like_control,
 )
 
@@ -241,8 +242,10 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
         return _read(path, 4 * MAX_TEMPLATE_CHARS) or None
     value = config.get("chat_template")
     if isinstance(value, list):
-        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
-        value = named.get("default")
+        named = [item for item in value if isinstance(item, dict)]
+        chosen = [item.get("template") for item in named if item.get("name") == "default"]
+        # Of two the last, as in any JSON object.
+        value = chosen[-1] if chosen else None
     if value is not None and not isinstance(value, str):
         raise TokenizerError(f"{folder}: chat_template: expected text, found {value!r:.40}")
     return value or None
@@ -254,7 +257,9 @@ def _load_optional(path: Path) -> dict[str, Any]:
 
 def _load(path: Path, limit: int) -> dict[str, Any]:
     try:
-        value = json.loads(_read(path, limit), object_pairs_hook=_unique)
+        text = _read(path, limit)
+        check_size(text, str(path))
+        value = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         if isinstance(error, TokenizerError):
             raise

@@ -4,6 +4,7 @@ ends; what a killed process left behind is removed by the next."""
 import contextlib
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from hga.kvstore.errors import StoreError
@@ -13,6 +14,7 @@ from hga.kvstore.store import SessionStore
 from hga.kvstore.store_layout import BlockShape
 
 _PREFIX = "kv-"
+_MAKING_S = 600
 
 
 def temporary_store(geometry: Geometry, parent: Path) -> SessionStore:
@@ -26,7 +28,11 @@ def temporary_store(geometry: Geometry, parent: Path) -> SessionStore:
             f"keys and values cannot be stored in {parent}: {error.strerror} (--kv-dir names"
             " another folder)"
         ) from error
-    return SessionStore.create(folder, BlockShape.of(geometry), {})
+    try:
+        return SessionStore.create(folder, BlockShape.of(geometry), {})
+    except BaseException:
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        raise
 
 
 def remove_store(store: SessionStore) -> None:
@@ -38,8 +44,11 @@ def remove_store(store: SessionStore) -> None:
 def _remove_abandoned(parent: Path) -> None:
     for folder in parent.glob(_PREFIX + "*"):
         session = folder / "session"
-        # A store that is just being made has no session yet and is left alone.
         if not session.is_dir():
+            # A store that is just being made; one that was long ago never will be.
+            with contextlib.suppress(OSError):
+                if time.time() - folder.stat().st_mtime > _MAKING_S:
+                    shutil.rmtree(folder, ignore_errors=True)
             continue
         with contextlib.suppress(OSError):
             FolderLock.take(session).release()

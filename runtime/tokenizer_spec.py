@@ -11,8 +11,12 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from .json_size import most_values
+
 # Gemma 3's vocabulary, the largest of a supported model, takes 33 MB as an indented file.
-MAX_JSON_BYTES: Final = 128 << 20
+MAX_JSON_BYTES: Final = 64 << 20
+# ... and 2.3 million values, with the pairs of its merges.
+_MOST_JSON_VALUES: Final = 6 << 20
 # Compiling a hostile template of this length takes two seconds; real ones have at most half.
 MAX_TEMPLATE_CHARS: Final = 64 << 10
 MAX_VOCAB: Final = 2 << 20
@@ -162,6 +166,14 @@ class _File(msgspec.Struct):
     decoder: Any = None
 
 
+def check_size(text: str, where: str) -> None:
+    """Raise TokenizerError where a JSON text would unfold to more than any tokenizer holds."""
+    if (n_values := most_values(text)) > _MOST_JSON_VALUES:
+        raise TokenizerError(
+            f"{where}: expected at most {_MOST_JSON_VALUES:,} JSON values, found {n_values:,}"
+        )
+
+
 def check_json(text: str) -> None:
     """Raise TokenizerError unless the `tokenizers` text has only parts that are supported.
 
@@ -172,6 +184,7 @@ def check_json(text: str) -> None:
         raise TokenizerError(
             f"tokenizer: expected at most {MAX_JSON_BYTES:,} characters, found {len(text):,}"
         )
+    check_size(text, "tokenizer")
     try:
         file = msgspec.json.decode(text, type=_File)
     except (ValueError, RecursionError) as error:

@@ -41,6 +41,10 @@ class Weights:
         for i, layer in enumerate(model.plan.layers):
             self._fill(self.layers[i], layer, f"layers.{i}.")
 
+    def check(self) -> None:
+        """ContainerError where the file that the records point into has changed."""
+        self._model.check_mapped()
+
     def _view(self, role: str) -> TensorView:
         view = self._model.tensor(role)
         self._keep.append(view.data)

@@ -135,3 +135,22 @@ def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, or HGA_TEST_KERNEL_CACHE so that the next run need not compile."""
     folder = os.environ.get("HGA_TEST_KERNEL_CACHE")
     return Path(folder) if folder else tmp_path_factory.mktemp("kernel-cache")
+
+
+@pytest.fixture(scope="session")
+def own_home(kernel_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment for processes of hga with caches, sessions and configuration of their own, and
+    kernels that are compiled already."""
+    from hga.runtime.compiling import compile_ahead
+
+    root = tmp_path_factory.mktemp("home")
+    cache = root / "cache" / "hga"
+    cache.mkdir(parents=True)
+    kernels = kernel_cache / "kernels"
+    compile_ahead(kernels)
+    (cache / "kernels").symlink_to(kernels, target_is_directory=True)
+    own = {f"XDG_{kind.upper()}_HOME": str(root / kind) for kind in ("cache", "state", "config")}
+    # Unbuffered, a write fails where it is made and not where it is looked for.
+    foreign = ("XDG_", "HGA_", "PYTHONUNBUFFERED")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    return {**kept, **own, "PYTHONSAFEPATH": "1"}

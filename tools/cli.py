@@ -13,7 +13,8 @@ from typing import NoReturn
 from hga.tools import errors, flags
 from hga.tools.config import close_match, settle
 from hga.tools.flag import MODEL, Flag
-from hga.tools.status import Status
+from hga.tools.interrupt import Terminated, endings
+from hga.tools.status import Status, abandon, flush_output
 
 Handler = Callable[[argparse.Namespace, Status], int]
 
@@ -56,15 +57,20 @@ def _run(prog: str, argv: list[str]) -> int:
         status = Status(quiet=getattr(values, "quiet", False), verbose=values.verbose)
         for name in given.operands:
             setattr(values, name, getattr(given, name))
-        code = handler(values, status)
-        sys.stdout.flush()
+        with endings():
+            code = handler(values, status)
+            flush_output()
         return code
     except SystemExit as error:
         # argparse leaves this way after --help and --version.
         return error.code if isinstance(error.code, int) else errors.OK
     except BrokenPipeError:
-        _abandon_stdout()
+        # The reader has gone, and the interpreter's last flush would complain.
+        abandon(sys.stdout)
         return errors.FAILED
+    except Terminated as ended:
+        status.notice("ended by a signal")
+        return 128 + ended.number
     except KeyboardInterrupt:
         status.notice("interrupted")
         return errors.INTERRUPTED
@@ -272,7 +278,7 @@ def _cmd_inspect(values: argparse.Namespace, status: Status) -> int:
     from hga.tools.inspect import describe
 
     found = describe(values.operand_path)
-    print(json.dumps(found.data) if values.json else "\n".join(found.lines))
+    print(json.dumps(found.data) if values.json else errors.printable("\n".join(found.lines)))
     return errors.OK
 
 
@@ -332,14 +338,3 @@ def _prepare_streams() -> None:
                 reconfigure(errors="replace")
             else:
                 reconfigure(encoding="utf-8", errors="replace")
-
-
-def _abandon_stdout() -> None:
-    """Point standard output at nothing: the reader has gone, and the interpreter's last flush
-    would complain."""
-    try:
-        sink = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(sink, sys.stdout.fileno())
-        os.close(sink)
-    except (OSError, ValueError):
-        pass

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hga.runtime.grammar import ConstrainedSampler
+from hga.runtime.long_text import exceeds
 from hga.runtime.sampler import Sampler, SamplerOptions
 from hga.tools import conversation_state as states
 from hga.tools.errors import UsageError
@@ -221,6 +222,12 @@ class Conversation:
         """(canonical ids or None where the template rewrote the past, ids to run) of the past
         and a new turn."""
         tokenizer = self._engine.tokenizer
+        if exceeds(tokenizer, text, self._engine.ctx):
+            raise UsageError(
+                f"the prompt of {len(text):,} characters makes more tokens than the "
+                f"{self._engine.ctx:,} that the context holds with the reply: shorten it, or raise "
+                "--ctx"
+            )
         if not self.chat:
             start = [] if self._actual or tokenizer.bos is None else [tokenizer.bos]
             ids = self._actual + start + tokenizer.encode(text)

@@ -5,6 +5,7 @@ module that is loaded, and a command that fails early must not pay for the other
 """
 
 import errno
+import re
 
 OK = 0
 FAILED = 1
@@ -22,6 +23,9 @@ class UsageError(ValueError):
 
 # EDQUOT does not exist on Windows.
 _NO_ROOM_ERRNOS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+
+# C0 and C1 but for the line break, and what turns the direction of writing.
+_CONTROL = re.compile("[\0-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 _READ_ONLY_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -93,8 +97,13 @@ def _in_cache(name: str) -> bool:
 
 
 def one_line(text: str) -> str:
-    """Text with every run of white space, line breaks included, as one space."""
-    return " ".join(text.split())
+    """Text with every run of white space, line breaks included, as one space, and printable."""
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """Text with control characters as escapes: a name out of a file must not steer a terminal."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _lookup(error: BaseException) -> int | None:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hga.kvstore.errors import SessionError
 from hga.kvstore.store_folder import is_session
 from hga.models.plan import ModelPlan, MoePlan
 from hga.runtime.container import ModelFile, is_packed
 from hga.runtime.container_plan import encode_plan
+from hga.runtime.tokenizer_spec import TokenizerSpec
 
 from .pack import report_lines
 from .pack_tensor import format_for, kind_of, pieces
@@ -34,8 +36,8 @@ class Description:
 def describe(path: str | Path) -> Description:
     """What is in a packed file, a GGUF file, a safetensors or session folder; reads no weights.
 
-    Raises FileNotFoundError, and ContainerError, SourceError, ConfigError or UnsupportedError for
-    a file that cannot be used.
+    Raises FileNotFoundError, and ContainerError, SourceError, SessionError, TokenizerError,
+    ConfigError or UnsupportedError for one that cannot be used.
     """
     path = Path(path)
     if path.is_file() and is_packed(path):
@@ -43,6 +45,8 @@ def describe(path: str | Path) -> Description:
             return _describe_packed(model)
     if is_session(path):
         found = look(path)
+        if found.error is not None:
+            raise SessionError(found.error)
         return Description(tuple(describe_lines(found)), {"kind": "session", **found.data})
     with open_source(path) as source:
         return _describe_source(source)
@@ -57,11 +61,13 @@ def verify(path: str | Path, progress: Progress | None = None) -> str:
     if path.is_file() and is_packed(path):
         with ModelFile.open(path) as model:
             model.verify(progress)
+            _ = model.tokenizer
             n_segments = len(model.segments)
             return f"{path}: header, index and {n_segments} segments match their checksums"
     if is_session(path):
         return verify_session(path, progress)
     with open_source(path) as source:
+        source.tokenizer_spec()
         _read_all(source, progress)
         return (
             f"{path}: all {len(source.specs)} tensors are whole and finite "
@@ -121,8 +127,7 @@ def _describe_packed(model: ModelFile) -> Description:
         *plan_lines(model.plan),
         f"weights       {len(model.roles)} tensors in {len(model.segments)} segments: "
         f"{_mib(trunk)} trunk, {_mib(experts)} experts",
-        f"tokenizer     {tokenizer.n_vocab} tokens, "
-        f"{'a' if tokenizer.chat_template else 'no'} chat template",
+        _tokenizer_line(tokenizer),
         f"sampling      {_pairs(model.generation)}",
         *report_lines(model.report),
     ]
@@ -157,9 +162,11 @@ def _describe_source(source: Source) -> Description:
         for (kind, dtype), (count, nbytes) in kinds.items()
     ]
     what = "GGUF file" if source.kind == "gguf" else "safetensors folder"
+    tokenizer = source.tokenizer_spec()
     lines = [
         f"{source.path}: {what}, {source.nbytes} bytes in {len(source.files)} file(s)",
         *plan_lines(source.plan),
+        _tokenizer_line(tokenizer),
         f"sampling      {_pairs(source.generation())}",
         *(f"{t['kind']:8} {t['tensors']:6} x {t['dtype']:>7} {_mib(t['nbytes'])}" for t in tensors),
         *source.notices,
@@ -174,6 +181,11 @@ def _describe_source(source: Source) -> Description:
         "notices": list(source.notices),
     }
     return Description(tuple(lines), data)
+
+
+def _tokenizer_line(spec: TokenizerSpec) -> str:
+    template = "a" if spec.chat_template else "no"
+    return f"tokenizer     {spec.n_vocab} tokens, {template} chat template"
 
 
 def _mib(nbytes: Any) -> str:

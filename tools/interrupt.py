@@ -1,14 +1,47 @@
-"""Ctrl-C while a reply is produced: the first is a request that the loop polls, the second ends
-the program.
+"""Signals: Ctrl-C while a reply is produced is first a request that the loop polls, the second ends
+the program; SIGTERM and SIGHUP end it in order, with what there is of a reply kept.
 
-Invariant: outside the `with` block the process's own SIGINT handler is in place.
+Invariant: outside the `with` blocks the process's own handlers are in place.
 """
 
 import contextlib
 import signal
 import socket
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
+from typing import NoReturn
+
+# Windows has no SIGHUP.
+_ENDINGS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, `number`: the program ends as it does after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated(number)
+
+
+@contextlib.contextmanager
+def endings() -> Iterator[None]:
+    """While the block runs, SIGTERM and SIGHUP raise Terminated; one that is ignored (nohup)
+    stays so."""
+    taken = []
+    if threading.current_thread() is threading.main_thread():
+        taken = [n for n in _ENDINGS if signal.getsignal(n) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, _terminate)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class SecondInterrupt(KeyboardInterrupt):
@@ -16,11 +49,12 @@ class SecondInterrupt(KeyboardInterrupt):
 
 
 class Interrupt:
-    """`requested` turns true at the first SIGINT; a second raises SecondInterrupt."""
+    """`requested` turns true at the first signal; a second SIGINT raises SecondInterrupt."""
 
     def __init__(self) -> None:
         self.requested = False
         self._installed = False
+        self._ending: int | None = None
 
     def __enter__(self) -> "Interrupt":
         self.requested = False
@@ -34,6 +68,9 @@ class Interrupt:
             self._told = told
             self._wakeup = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
             self._previous = signal.signal(signal.SIGINT, self._handle)
+            self._deferred = [n for n in _ENDINGS if signal.getsignal(n) is _terminate]
+            for number in self._deferred:
+                signal.signal(number, self._end)
             self._installed = True
         return self
 
@@ -45,10 +82,20 @@ class Interrupt:
     ) -> None:
         if self._installed:
             signal.signal(signal.SIGINT, self._previous)
+            for number in self._deferred:
+                signal.signal(number, _terminate)
             signal.set_wakeup_fd(self._wakeup)
             self._told.close()
             self._counter.close()
             self._installed = False
+
+    def obey(self) -> None:
+        """Raise Terminated where SIGTERM or SIGHUP came within the block."""
+        if self._ending is not None:
+            raise Terminated(self._ending)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self.requested, self._ending = True, number
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         came = b""

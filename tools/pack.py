@@ -24,6 +24,7 @@ from hga.runtime.container_index import ReportRow
 from hga.runtime.container_layout import Layout, SegmentPlan, plan_layout
 from hga.runtime.container_tokenizer import split_tokenizer
 from hga.runtime.container_writer import ContainerWriter
+from hga.runtime.durable import named
 
 from .pack_tensor import Piece, format_for, home_of, kind_of, pieces
 from .sources import Source, SourceError, open_source
@@ -87,7 +88,7 @@ def pack(
             for spec in source.specs
         }
         layout = plan_layout(source.plan, formats, texts)
-        with ContainerWriter(out, layout, identity, resume, progress) as writer:
+        with named(out), ContainerWriter(out, layout, identity, resume, progress) as writer:
             resumed = sum(s.nbytes for s in layout.segments if s.name in writer.done)
             writer.write_text_segments()
             _write_tensors(writer, source, progress)

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, cast
 
 from hga.runtime.sampler import SamplerOptions, defaults
 from hga.tools.conversation import RAW_PREDICT, Conversation
-from hga.tools.errors import FAILED, INTERRUPTED, OK, UsageError
+from hga.tools.errors import FAILED, INTERRUPTED, OK, UsageError, printable
 from hga.tools.figures import reply_json, turn_line
 from hga.tools.folders import cache_folder
 from hga.tools.interrupt import Interrupt
 from hga.tools.schemas import compile_schema
 from hga.tools.sessions import look_all, sessions_folder
-from hga.tools.status import Status, size
-from hga.tools.texts import decode, read_text
+from hga.tools.status import Status, flush_output, size
+from hga.tools.texts import bounded, decode, read_text
 from hga.tools.trace import traced
 from hga.tools.turns import Reply
 
@@ -210,7 +210,7 @@ class Talk:
         def write(piece: str) -> None:
             nonlocal at_line_start
             sys.stdout.write(piece)
-            sys.stdout.flush()
+            flush_output()
             at_line_start = piece.endswith("\n")
 
         interrupt = Interrupt()
@@ -227,14 +227,16 @@ class Talk:
                 self.save()
         finally:
             self._tell(reply)
+        interrupt.obey()
         return reply
 
     def save(self) -> None:
         """Make a named session durable as it is; Ctrl-C does not cut it short, twice does."""
         session = self.conversation.session
         if session.saved is not None:
-            with Interrupt():
+            with Interrupt() as interrupt:
                 session.save(self.conversation.note())
+            interrupt.obey()
 
     def close(self) -> None:
         """Give the session up."""
@@ -260,13 +262,13 @@ class Talk:
         if self._json:
             figures = reply_json(reply, self.conversation.session, self.engine)
             sys.stdout.write(json.dumps(figures, ensure_ascii=False) + "\n")
-            sys.stdout.flush()
+            flush_output()
 
 
 def banner(engine: "Engine", status: Status) -> None:
     """What runs, and how, before the first prompt."""
     plan = engine.plan
-    name = str(engine.model.source.get("name") or engine.path.name)
+    name = printable(str(engine.model.source.get("name") or engine.path.name))
     status.notice(
         f"{name.removesuffix('.gguf')}: {plan.architecture}, {len(plan.layers)} layers, context "
         f"{engine.ctx:,} tokens, {size(engine.resident_bytes())} resident\n"
@@ -282,14 +284,16 @@ def _prompt(values: argparse.Namespace) -> str | None:
     if values.file is None:
         return None
     if values.file == "-":
-        text = decode(sys.stdin.buffer.read(), "standard input")
+        text = decode(bounded(sys.stdin.buffer, "standard input"), "standard input")
     else:
         text = read_text(Path(values.file))
     return text.removesuffix("\n")
 
 
 def _input_lines() -> Iterator[str]:
-    for number, line in enumerate(sys.stdin.buffer, 1):
+    number = 0
+    while line := bounded(sys.stdin.buffer, "a line of standard input", whole=False):
+        number += 1
         text = decode(line, f"standard input, line {number}").rstrip("\r\n")
         if text.strip():
             yield text

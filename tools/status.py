@@ -103,9 +103,32 @@ class Status:
         try:
             self._stream.write(text + "\n")
             self._stream.flush()
-        except BrokenPipeError:
-            # Nobody reads the notices; the result on standard output still matters.
-            pass
+        except OSError:
+            # Nobody reads the notices, or they cannot be kept; what is on standard output, and
+            # the exit code, still matter.
+            abandon(self._stream)
+
+
+def abandon(stream: TextIO) -> None:
+    """Point a stream that cannot be written at nothing, with what it still holds."""
+    try:
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, stream.fileno())
+        os.close(sink)
+    except (OSError, ValueError):
+        pass
+
+
+def flush_output() -> None:
+    """Write out what standard output holds; an OSError that it raises names it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        error.filename = "standard output"
+        abandon(sys.stdout)
+        raise
 
 
 class _Board:

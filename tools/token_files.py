@@ -16,6 +16,8 @@ from hga.tools.errors import UsageError
 if TYPE_CHECKING:
     from hga.runtime.engine import Engine
 
+# Of an array: sixteen million ids of eight bytes.
+MOST_BYTES = 128 << 20
 CASE_TAIL = 64
 """Tokens at the end of a retrieval case that are decoded; the answer lies among them."""
 
@@ -70,19 +72,33 @@ def load_cases(path: Path) -> list[Case]:
 def _load(path: Path) -> Any:
     try:
         return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise UsageError(f"{path} is not a numpy file: {error}") from None
+    except _damage() as error:
+        raise UsageError(f"{path} is not a numpy file: {error!s:.200}") from None
 
 
 def _member(archive: Any, key: str, path: Path) -> npt.NDArray[Any]:
-    import zipfile
-
     try:
+        # Packed, a member may be a thousandth of what it unfolds to.
+        sizes = {info.filename: info.file_size for info in archive.zip.infolist()}
+        n_bytes = max(sizes.get(key, 0), sizes.get(f"{key}.npy", 0))
+        if n_bytes > MOST_BYTES:
+            raise ValueError(f"expected at most {MOST_BYTES} bytes, found {n_bytes}")
         return cast("npt.NDArray[Any]", archive[key])
     except KeyError:
         raise UsageError(f"{path} holds no {key}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{key} in {path} cannot be read: {error}") from None
+    except _damage() as error:
+        raise UsageError(f"{key} in {path} cannot be read: {error!s:.200}") from None
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What numpy and zipfile raise for a file that is not theirs, or claims too much."""
+    import zipfile
+    import zlib
+
+    return (
+        ValueError, EOFError, TypeError, OverflowError, MemoryError, RuntimeError, zlib.error,
+        zipfile.BadZipFile,
+    )  # fmt: skip
 
 
 def _id_list(array: npt.NDArray[Any], name: str) -> list[int]:

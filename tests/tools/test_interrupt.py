@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hga.tools.interrupt import Interrupt, SecondInterrupt
+from hga.tools.interrupt import Interrupt, SecondInterrupt, Terminated, endings
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def test_two_during_one_compiled_call_are_two():
     # Python sees both signals only when the hashing is over.
     code = f"""
 import hashlib, os, subprocess, sys
-from hga.tools.interrupt import Interrupt, SecondInterrupt
+from hga.tools.interrupt import Interrupt, SecondInterrupt, Terminated, endings
 kill = "import os, time; time.sleep(0.2); os.kill({{0}}, 2); time.sleep(0.1); os.kill({{0}}, 2)"
 try:
     with Interrupt() as stop:
@@ -44,3 +44,31 @@ except SecondInterrupt:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == f"ended {signal.SIGINT:d}\n", done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_an_ending_waits_for_the_block_and_then_ends(name):
+    number = getattr(signal, name)
+    with endings():
+        with pytest.raises(Terminated) as caught:
+            signal.raise_signal(number)
+        assert caught.value.number == number
+        with Interrupt() as stop:
+            signal.raise_signal(number)
+            assert stop.requested
+        with pytest.raises(Terminated):
+            stop.obey()
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with endings(), Interrupt() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.requested
+        stop.obey()
+    finally:
+        signal.signal(signal.SIGHUP, before)

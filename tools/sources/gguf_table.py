@@ -84,6 +84,10 @@ _MAX_NAME_BYTES = 1 << 16
 # Vocabularies of 262,144 tokens take 6 MiB of metadata; the cap keeps Python objects in bounds.
 _MAX_METADATA_BYTES = 128 << 20
 _WINDOW_BYTES = 4 << 20
+# Python objects that all of it may become, and what a pair and a tensor count for: Gemma 3 makes
+# 1.3 million. More would take seconds to read and a GiB to keep.
+_MOST_VALUES = 1 << 22
+_PAIR_VALUES, _TENSOR_VALUES = 8, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,7 @@ class _Cursor:
     def __init__(self, file: ByteFile) -> None:
         self.file = file
         self.at = 0
+        self._left = _MOST_VALUES
         self._start = 0
         self._window = b""
 
@@ -123,6 +128,12 @@ class _Cursor:
 
     def error(self, text: str) -> SourceError:
         return SourceError(f"{self.file.path}: {text} (offset {self.at})")
+
+    def spend(self, n_values: int, what: str) -> None:
+        """Count objects about to be made; SourceError where there are too many."""
+        self._left -= n_values
+        if self._left < 0:
+            raise self.error(f"{what}: more than {_MOST_VALUES} values before the data")
 
     def take(self, nbytes: int, what: str) -> bytes:
         if nbytes > self.remaining:
@@ -182,6 +193,8 @@ def _array(cursor: _Cursor, what: str, depth: int) -> list[object]:
     count = cursor.number("<Q", what)
     dtype = _SCALARS.get(kind)
     if dtype is not None:
+        if count * np.dtype(dtype).itemsize <= cursor.remaining:
+            cursor.spend(count, what)
         return _scalars(cursor, dtype, count, what)
     # A string takes at least its 8-byte length, an array 12 bytes of type and count.
     least = {_STRING: 8, _ARRAY: 12}.get(kind)
@@ -192,6 +205,7 @@ def _array(cursor: _Cursor, what: str, depth: int) -> list[object]:
             f"{what}: an array of {count} elements does not fit in the {cursor.remaining} bytes "
             "left: the file is truncated or damaged"
         )
+    cursor.spend(count, what)
     return [_value(cursor, kind, what, depth) for _ in range(count)]
 
 
@@ -293,6 +307,7 @@ def read_table(file: ByteFile) -> Table:
             f"{n_tensors} tensors and {n_pairs} metadata pairs do not fit in the "
             f"{cursor.remaining} bytes left: the file is truncated or damaged"
         )
+    cursor.spend(n_pairs * _PAIR_VALUES + n_tensors * _TENSOR_VALUES, "pairs and tensors")
     metadata: dict[str, object] = {}
     for i in range(n_pairs):
         key = cursor.string(f"name of metadata pair {i}", _MAX_NAME_BYTES)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from hga.runtime.tokenizer import TokenizerSpec
 
 _MAX_CONFIG_BYTES = 16 << 20
-_MAX_INDEX_BYTES = 100_000_000
+_MAX_INDEX_BYTES = 32 << 20
 _INDEX: Final = "model.safetensors.index.json"
 _SINGLE: Final = "model.safetensors"
 _OTHER_WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".gguf")

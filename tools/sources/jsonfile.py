@@ -1,11 +1,17 @@
-"""JSON from files that are not trusted: bounded size, no duplicate keys, no NaN, an object."""
+"""JSON from files that are not trusted: bounded in bytes and values, no duplicate keys, no NaN, an
+object."""
 
 import json
 from collections import Counter
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
+
+from hga.runtime.json_size import most_values
 
 from .source import SourceError
+
+# The table of a hundred thousand tensors has a million; as objects these take 200 MiB at worst.
+_MOST_VALUES: Final = 1 << 21
 
 
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -22,6 +28,8 @@ def _no_constant(text: str) -> NoReturn:
 
 def parse_object(data: bytes, where: str) -> dict[str, object]:
     """Parse UTF-8 JSON whose top level is an object; SourceError says what is wrong where."""
+    if (n_values := most_values(data)) > _MOST_VALUES:
+        raise SourceError(f"{where}: expected at most {_MOST_VALUES} JSON values, found {n_values}")
     try:
         found = json.loads(
             data.decode("utf-8"),

@@ -12,7 +12,8 @@ from typing import Final
 from .jsonfile import parse_object
 from .source import ByteFile, SourceError
 
-_MAX_HEADER_BYTES = 100_000_000
+# A checkpoint of a hundred thousand tensors in one file takes 15 MB of header.
+_MAX_HEADER_BYTES = 32 << 20
 _MAX_DIMS = 8
 _BYTES: Final[Mapping[str, int]] = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),

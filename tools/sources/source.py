@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hga.models.plan import ConfigError, ModelPlan, TensorSpec, UnsupportedError
+from hga.runtime.durable import named
 
 if TYPE_CHECKING:
     from hga.runtime.tokenizer import TokenizerSpec
@@ -59,7 +60,7 @@ class ByteFile:
         view = out.data
         done = 0
         # A lock and a seek rather than pread, which Windows lacks; pack reads from one thread.
-        with self._lock:
+        with self._lock, named(self.path):
             self._file.seek(offset)
             while done < nbytes:
                 got = self._file.readinto(view[done:])  # type: ignore[attr-defined]
