@@ -22,8 +22,8 @@ PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check --no-input insta
 FUZZ_TARGETS := gguf safetensors config tokenizer index container head state template
 FUZZ_S ?= 60
 
-.PHONY: help setup setup-test setup-dev setup-oracle setup-fuzz run test test-faults fuzz check lint \
-        ruff mypy arrows types format bench clean
+.PHONY: help setup setup-test setup-dev setup-oracle setup-fuzz setup-cluster run test test-faults \
+        fuzz check lint ruff mypy arrows types format bench clean
 
 help:
 	@echo 'make run [ARGS="-p TEXT"]  chat with the demo model (sets everything up the first time)'
@@ -34,6 +34,7 @@ help:
 	@echo 'make lint | format         ruff, mypy and import-linter | rewrite with ruff'
 	@echo 'make bench [ARGS=...]      prefill and decode speed of the demo model'
 	@echo 'make setup-oracle          also install torch and transformers, for the oracle tests'
+	@echo 'make setup-cluster         also install Ray, for the tests of hga batch --ray'
 	@echo 'make setup | types | clean install only | link tree for type-checkers | remove all made here'
 	@echo 'PYTHON=python3.12 picks the interpreter, VENV=DIR the virtual environment.'
 
@@ -78,6 +79,11 @@ $(VENV)/.setup-fuzz: pyproject.toml | $(BIN)/pip
 	@$(PIP_INSTALL) -e '.[test,fuzz]' </dev/null >&2
 	@touch $(VENV)/.setup-run $(VENV)/.setup-test $@
 
+$(VENV)/.setup-cluster: pyproject.toml | $(BIN)/pip
+	@echo 'hga: installing Ray for the tests of clusters (80 MB)' >&2
+	@$(PIP_INSTALL) -e '.[test,cluster]' </dev/null >&2
+	@touch $(VENV)/.setup-run $(VENV)/.setup-test $@
+
 setup: $(VENV)/.setup-run
 	@:
 setup-test: $(VENV)/.setup-test
@@ -87,6 +93,8 @@ setup-dev: $(VENV)/.setup-dev
 setup-oracle: $(VENV)/.setup-oracle
 	@:
 setup-fuzz: $(VENV)/.setup-fuzz
+	@:
+setup-cluster: $(VENV)/.setup-cluster
 	@:
 
 run: $(VENV)/.setup-run

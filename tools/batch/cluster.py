@@ -6,6 +6,7 @@ three deaths it is a failure. A worker whose answers would differ is not used.
 """
 
 import argparse
+import socket
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,6 +30,7 @@ from hga.tools.status import Status
 
 _POLL_S: Final = 0.2
 _MOST_DEATHS: Final = 3
+_CONNECT_S: Final = 10.0
 
 
 class ClusterError(RuntimeError):
@@ -173,6 +175,7 @@ def open_cluster(
         ray: Any = import_module("ray")
     except ImportError:
         raise UsageError("--ray needs the package ray: pip install 'hga[cluster]'") from None
+    _require_answer(values.ray)
     try:
         ray.init(address=values.ray, logging_level="ERROR", log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
@@ -199,6 +202,19 @@ def open_cluster(
                 ray.kill(worker)
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """ClusterError where nobody listens at HOST:PORT, which Ray would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        # `auto` and the like, which Ray looks up.
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ClusterError(f"--ray {address}: no cluster: {reason}") from None
 
 
 def _first_line(error: Exception) -> str:
