@@ -76,8 +76,6 @@ def test_every_command_has_help(command, capsys):
     assert out.startswith("usage: hga") and err == ""
 
 
-
-
 def test_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("hga ")
