@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import platformdirs
 
@@ -21,14 +21,20 @@ from .container import ModelFile
 from .expert_budget import trunk_bytes
 from .expert_reads import ExpertReads
 from .kv_folder import remove_store, temporary_store
-from .options import Options
+from .options import OptionError, Options
+from .placement import Placement
 from .planning import geometry_of, place_model
 from .saved import SavedSession, fingerprint, make_store, session_folder
 from .session import Session
 from .session_types import ContextError
 
 if TYPE_CHECKING:
+    from hga.kernels.ops import Backend
+
+    from .cuda_backend import CudaBackend
+    from .cuda_forward import CudaArena, CudaForward
     from .experts import ExpertCache
+    from .forward import ForwardPass
     from .grammar import GrammarCompiler
     from .template import ChatTemplate
     from .tokenizer import Tokenizer
@@ -71,7 +77,8 @@ class Engine:
         self.notices: list[str] = []
         # Told what turns out after the notices were there to be read.
         self._report: Callable[[str], None] | None = None
-        self.model = _open_model(path, self.notices)
+        self.on_card = options.device == "cuda"
+        self.model = ModelFile.open(path) if self.on_card else _open_model(path, self.notices)
         try:
             self.plan: ModelPlan = self.model.plan
             self.ctx = options.ctx or self.plan.ctx_train
@@ -88,10 +95,14 @@ class Engine:
             self._template: ChatTemplate | None = None
             self._grammars: GrammarCompiler | None = None
             self.windows = tuple(layer.attention.window for layer in self.plan.layers)
-            placed = place_model(self.model, self.geometry, self.ctx, options)
-            self.placement, self._n_slots = placed.kv, placed.n_slots
-            budget.check(self.bill(), options.mem)
-            self._open_kernels(report)
+            self._backend: Backend | CudaBackend
+            if self.on_card:
+                self._open_card()
+            else:
+                placed = place_model(self.model, self.geometry, self.ctx, options)
+                self.placement, self._n_slots = placed.kv, placed.n_slots
+                budget.check(self.bill(), options.mem)
+                self._open_kernels(report)
         except BaseException:
             self.model.close()
             raise
@@ -129,16 +140,16 @@ class Engine:
             from hga.kernels.cpu import bus_guard
 
             bus_guard.install()
-        self._backend = ops.open_cpu(root, self.options.threads)
-        self.notices += self._backend.notices
+        threads = self.options.threads
+        self._backend = backend = ops.open_cpu(root, threads)
+        self.notices += backend.notices
         try:
-            threads = self.options.threads
             self.forward_pass = ForwardPass(
                 self.weights,
-                self._backend,
+                backend,
                 self.ctx,
                 self.options.sketch_bits,
-                ThreadSwitch(self._backend.n_threads) if threads is None else None,
+                ThreadSwitch(backend.n_threads) if threads is None else None,
             )
             if self._n_slots:
                 self._open_experts()
@@ -147,6 +158,26 @@ class Engine:
             if self._reader is not None:
                 self._reader.close()
             raise
+
+    def _open_card(self) -> None:
+        from .cuda_backend import CudaBackend, require_cuda
+        from .cuda_plan import place_on_card
+
+        require_cuda(self.options)
+        model, options = self.model, self.options
+        plan = place_on_card(model, self.geometry, self.ctx, options)
+        self.placement = Placement(False, 0, 0, plan.host)
+        budget.check(plan.host, options.mem)
+        self._backend = card = CudaBackend(model, plan, self.geometry, self.ctx, options)
+        self.forward_pass = cast("ForwardPass", card.forward_pass)
+        self.notices += card.notices
+
+    def layers_of(self, arena: RamArena | DiskArena) -> Any:
+        """What `forward_pass.run` takes for a sequence's layers."""
+        from .layer_records import with_cells
+
+        card = cast("CudaArena", arena) if self.on_card else None
+        return card.bank if card is not None else with_cells(self.weights.layers, arena)
 
     def _open_experts(self) -> None:
         from .experts import ExpertCache
@@ -247,6 +278,7 @@ class Engine:
         budget = budget or self.options.budget
         if name is None:
             return Session(self, self._new_arena(), attention, budget)
+        self._require_host(name)
         folder = session_folder(self.sessions_dir, name)
         stamp = fingerprint(self, attention, budget, self.options.prefill)
         new = not folder.exists() if new is None else new
@@ -269,6 +301,7 @@ class Engine:
         """Save a session under a new name and return the one to go on with: itself, or another in
         its place, which is then for the caller to close. A named one stays as it is under its old
         name. Raises as `session` does."""
+        self._require_host(name)
         folder = session_folder(self.sessions_dir, name)
         if isinstance(session.arena, DiskArena):
             # Its pages are shared with the new session, which needs a reader of its own.
@@ -292,6 +325,10 @@ class Engine:
             raise
         session.saved = saved
         return session
+
+    def _require_host(self, name: str) -> None:
+        if self.on_card:
+            raise OptionError(f"session {name!r}: device 'cuda' cannot be saved yet (--device cpu)")
 
     @property
     def expert_reads(self) -> ExpertReads:
@@ -318,6 +355,8 @@ class Engine:
 
     def _new_arena(self, named: SessionStore | None = None) -> RamArena | DiskArena:
         """An arena over a named session's store, which stays the caller's, or one of its own."""
+        if self.on_card:
+            return cast("RamArena", cast("CudaForward", self.forward_pass).new_arena())
         if not self.placement.on_disk:
             return RamArena(self.geometry, self.ctx)
         folder = self.options.kv_dir or self._cache_dir / "kv"

@@ -62,6 +62,8 @@ class _Buffers:
 class ForwardPass:
     """Runs tokens through the model; the caller says where their keys and values go."""
 
+    logit_rows = LOGIT_ROWS
+
     def __init__(
         self,
         weights: Weights,

@@ -21,13 +21,13 @@ _TOKENS = re.compile(r"(\d+(?:\.\d+)?)([km]?)", re.IGNORECASE)
 _OFFERED = {
     "attention": ("hga", "hga-paper", "dense"),
     "prefill": ("exact", "hga"),
-    "device": ("cpu",),
+    "device": ("cpu", "cuda"),
     "kv_type": ("bf16", "q8"),
     "kv": ("auto", "ram", "disk"),
     "io": ("auto", "uring", "threads", "mmap"),
     "expert_hints": ("auto", "on", "off"),
 }
-_LATER = {"device": ("cuda",)}
+_LATER: dict[str, tuple[str, ...]] = {}
 
 
 class OptionError(ValueError):
@@ -95,7 +95,9 @@ class Options:
     bytes that hold experts of a mixture of experts (None: what the budget leaves, and no cache
     where that holds them all), `expert_hints` whether the next layer's experts are read ahead (on,
     off, or auto: while that is measured to help), and `sketch_bits` the bits per dimension of the
-    sketches that routing reads (2, or 1 for half the index at some loss).
+    sketches that routing reads (2, or 1 for half the index at some loss). `device` is where all is
+    computed (cpu or cuda), `gpu_mem` the cap on a card's memory in bytes (None: no limit); with
+    cuda, `mem` covers the host's and `kv` "ram" means pinned host memory.
     Raises OptionError on a value that this version cannot honour.
     """
 
@@ -105,6 +107,7 @@ class Options:
     budget: str = "auto"
     mem: int | None = None
     device: str = "cpu"
+    gpu_mem: int | None = None
     prefill: str = "exact"
     sketch_bits: int = 2
     kv_type: str = "bf16"
@@ -120,6 +123,7 @@ class Options:
             ("ctx", self.ctx),
             ("threads", self.threads),
             ("mem", self.mem),
+            ("gpu_mem", self.gpu_mem),
             ("expert_cache", self.expert_cache),
         ):
             if value is not None and value < 1:

@@ -16,8 +16,6 @@ from hga.kvstore.disk_arena import DiskArena, ReadCounts
 from hga.kvstore.geometry import CHUNK_TOKENS
 from hga.kvstore.route import EVERYTHING, PREFILLS, RULES, Budget, Route, Router
 
-from .forward import LOGIT_ROWS
-from .layer_records import with_cells
 from .marks import DECODED, FIRST_OF_A_CALL
 from .prompt import cuts, open_stage, pass_layers, residual_memory
 from .session_types import ContextError, Logits, StopReason, TokenSampler, check_ids
@@ -35,7 +33,7 @@ class Session:
         self, engine: "Engine", arena: RamArena | DiskArena, attention: str, budget: str
     ) -> None:
         self._engine = engine
-        self._forward = engine.forward_pass
+        self._forward, self._on_card = engine.forward_pass, engine.on_card
         self.ctx = engine.ctx
         self.tokens: list[int] = []
         # How each token was run (marks.py); how many are as the last save has them.
@@ -44,7 +42,7 @@ class Session:
         self.stats = TurnStats()
         self.stop_reason: StopReason | None = None
         self._arena = arena
-        self._layers = with_cells(engine.weights.layers, arena)
+        self._layers = engine.layers_of(arena)
         self._disk = arena.reads if isinstance(arena, DiskArena) else ReadCounts()
         self._expert_reads = engine.expert_reads
         # So that a layer's pages, or experts, that are not in memory are read once a prompt.
@@ -65,16 +63,21 @@ class Session:
         """Whether keys and values lie on disk, and in memory only in part."""
         return isinstance(self._arena, DiskArena)
 
+    def _require_host(self, needed: bool, what: str) -> None:
+        if needed and self._on_card:
+            raise ValueError(f"{what} runs on the CPU alone: --device cpu")
+
     @property
     def measure_recall(self) -> bool:
         """Whether `step` also measures the true attention mass that it attends (slow)."""
-        return bool(self._layers["recall"].any())
+        return not self._on_card and bool(self._layers["recall"].any())
 
     @measure_recall.setter
     def measure_recall(self, value: bool) -> None:
+        self._require_host(value, "recall")
         if value and self.on_disk:
             raise ValueError("to measure recall every key is read: --kv ram holds them")
-        for i in self._routed:
+        for i in () if self._on_card else self._routed:
             self._layers[i]["recall"] = self._recalls[i].ctypes.data if value else 0
 
     @property
@@ -86,6 +89,7 @@ class Session:
     def attention(self, value: str) -> None:
         if value not in RULES:
             raise ValueError(f"unknown attention {value!r}: expected one of {', '.join(RULES)}")
+        self._require_host(value in ("hga-paper", "oracle"), f"attention {value!r}")
         if self.on_disk and value in ("hga-paper", "oracle"):
             raise ValueError(f"attention {value!r} reads every key: --kv ram holds them")
         if value == "hga-paper":
@@ -114,6 +118,7 @@ class Session:
     def prefill(self, value: str) -> None:
         if value not in PREFILLS:
             raise ValueError(f"unknown prefill {value!r}: expected one of {', '.join(PREFILLS)}")
+        self._require_host(value != "exact", f"prefill {value!r}")
         self._prefill = value
 
     @property
@@ -143,9 +148,8 @@ class Session:
         """One call of the kernel; the timeline grows by ids."""
         position = len(self.tokens)
         self._arena.reserve(position + len(ids))
-        limits = EVERYTHING
-        if routed:
-            limits = Router(self._attention, self._parsed_budget).limits(position + 1)
+        router = Router(self._attention, self._parsed_budget)
+        limits = router.limits(position + 1) if routed else EVERYTHING
         logits = self._forward.run(
             self._layers,
             np.asarray(ids, np.int64),
@@ -260,7 +264,7 @@ class Session:
         """Add what the token just decoded read to the counters."""
         stats, forward, geometry = self.stats, self._forward, self._engine.geometry
         self._count_disk()
-        stats.attended += forward.attended / len(self._layers)
+        stats.attended += forward.attended / len(geometry.layers)
         stats.read_bytes += forward.read_bytes
         if forward.routed_layers and self._attention == "hga-paper":
             self._summed_chunks = n_closed = len(self.tokens) // CHUNK_TOKENS
@@ -313,17 +317,18 @@ class Session:
                 yield self.step(token)[None]
             return
         check_ids(token_ids, self._engine.plan.vocab_size)
+        rows = self._forward.logit_rows
         if self._by_layers:
             with residual_memory(len(token_ids), self._forward.hidden) as memory:
                 for first in range(0, len(token_ids), len(memory) or 1):
                     residual = self._pass_layers(token_ids[first : first + len(memory)], memory)
-                    for at in range(0, len(residual), LOGIT_ROWS):
-                        logits = self._head(residual[at : at + LOGIT_ROWS])
+                    for at in range(0, len(residual), rows):
+                        logits = self._head(residual[at : at + rows])
                         self._logits = logits[-1].copy()
                         yield logits
             return
-        for first in range(0, len(token_ids), LOGIT_ROWS):
-            block = token_ids[first : first + LOGIT_ROWS]
+        for first in range(0, len(token_ids), rows):
+            block = token_ids[first : first + rows]
             logits = self._run(block, len(block))
             self._logits = logits[-1].copy()
             yield logits

@@ -204,6 +204,7 @@ def _open(
         attention="dense",
         mem=values.mem,
         device=values.device,
+        gpu_mem=getattr(values, "gpu_mem", None),
         sketch_bits=values.sketch_bits,
         kv_type=values.kv_type,
     )

@@ -122,7 +122,14 @@ EXPERT_HINTS = Flag(
     "(default: auto)", "HOW", "model", default="auto",
 )  # fmt: skip
 DEVICE = Flag(
-    "device", ("--device",), offered("device"), "cpu", "DEVICE", "model", default="cpu"
+    "device", ("--device",), offered("device"),
+    "where to compute: cpu, or cuda: an NVIDIA GPU through torch and Triton (default: cpu)",
+    "DEVICE", "model", default="cpu",
+)  # fmt: skip
+GPU_MEM = Flag(
+    "gpu_mem", ("--gpu-mem",), parse_size,
+    "most GPU memory with --device cuda, such as 8g; what does not fit lies in host memory "
+    "(default: no limit)", "SIZE", "model",
 )  # fmt: skip
 IO = Flag(
     "io", ("--io",), offered("io"),
@@ -144,7 +151,7 @@ KV_DIR = Flag(
     "folder of saved conversations, and of keys and values on disk (default: hga/sessions in the "
     "state folder, hga/kv in the cache folder)", "DIR", "model",
 )  # fmt: skip
-ENGINE = (MODEL, CTX, THREADS, MEM, EXPERT_CACHE, EXPERT_HINTS, DEVICE, GEMMA)
+ENGINE = (MODEL, CTX, THREADS, MEM, EXPERT_CACHE, EXPERT_HINTS, DEVICE, GPU_MEM, GEMMA)
 OUTPUT = (QUIET, VERBOSE)
 
 SAMPLING = (

@@ -16,6 +16,7 @@ from hga.tools.flag import (
     EXPERT_CACHE,
     EXPERT_HINTS,
     GEMMA,
+    GPU_MEM,
     IO,
     JSON,
     JSON_SCHEMA,
@@ -170,7 +171,7 @@ SESSIONS_FORK = (
 )
 
 _EVAL_ENGINE = (
-    MODEL, THREADS, MEM, EXPERT_CACHE, EXPERT_HINTS, DEVICE, GEMMA, SKETCH_BITS, KV_TYPE,
+    MODEL, THREADS, MEM, EXPERT_CACHE, EXPERT_HINTS, DEVICE, GPU_MEM, GEMMA, SKETCH_BITS, KV_TYPE,
 )  # fmt: skip
 
 
@@ -273,7 +274,8 @@ EVAL_RULER = (
 
 _counts = list_of(whole(0, 1 << 30))
 BENCH = (
-    MODEL, THREADS, MEM, EXPERT_CACHE, EXPERT_HINTS, DEVICE, GEMMA, ATTENTION, BUDGET, PREFILL,
+    MODEL, THREADS, MEM, EXPERT_CACHE, EXPERT_HINTS, DEVICE, GPU_MEM, GEMMA, ATTENTION, BUDGET,
+    PREFILL,
     SKETCH_BITS, KV_TYPE, KV, KV_DIR, IO,
     Flag("n_prompt", ("-p", "--n-prompt"), _counts, "tokens to prefill (default: 512)", "N,N",
          "tests", default=(512,)),

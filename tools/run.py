@@ -88,6 +88,7 @@ def engine_options(values: argparse.Namespace) -> "Options":
         budget=values.budget if single else "auto",
         mem=values.mem,
         device=values.device,
+        gpu_mem=getattr(values, "gpu_mem", None),
         prefill=getattr(values, "prefill", "exact"),
         sketch_bits=values.sketch_bits,
         kv_type=values.kv_type,

@@ -1,0 +1,133 @@
+"""Where a model's weights, keys and values go between a card's memory and the host's, and the bill
+of each. Needs no card: `hga plan` says it of any.
+
+Keys and values leave the card first: a routed token reads a small part of them, and of the experts
+an eighth or less. Experts that the card cannot hold lie in pinned host memory, read by the kernels
+over the bus.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hga.kernels.formats import FORMATS
+from hga.kvstore.geometry import Geometry, n_chunks
+from hga.models.plan import ModelPlan, MoePlan
+
+from .budget import BillLine, BudgetError, total
+from .container import ModelFile
+from .options import Options
+
+# What the driver, the libraries and compiled kernels take of a card: nvidia-smi less what torch
+# counts, measured on an H100.
+CONTEXT_BYTES = 700 << 20
+# Python, torch and its libraries in host memory.
+_HOST_BYTES = 3 << 30
+# Freed parts of blocks that no later tensor fits in.
+_GAPS_BYTES = 256 << 20
+# Tokens of a prompt that pass the layers together.
+PREFILL_TOKENS = 2048
+# The least room for widened weights (kernels/triton/model.py), elements of two bytes.
+_LEAST_SCRATCH = 96 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class CudaPlan:
+    """card and host: the bills; kv_on_host: where keys and values lie; n_resident: experts of each
+    layer that lie on the card (0 or all of them for a dense model)."""
+
+    card: tuple[BillLine, ...]
+    host: tuple[BillLine, ...]
+    kv_on_host: bool
+    n_resident: int
+
+
+def scratch_bytes(plan: ModelPlan) -> int:
+    """Room for widened weights."""
+    return 2 * max(_LEAST_SCRATCH, *(3 * plan.hidden * layer.mlp.width for layer in plan.layers))
+
+
+def _activation_bytes(plan: ModelPlan, tokens: int) -> int:
+    """What a block of a prompt takes at its widest: rows of projections, or of experts."""
+    most = 0
+    for layer in plan.layers:
+        a, m = layer.attention, layer.mlp
+        heads = (3 * a.n_heads + 4 * a.n_kv_heads) * a.head_dim * 4
+        used = m.n_experts_used if isinstance(m, MoePlan) else 1
+        most = max(most, heads, used * (4 * plan.hidden + 2 * m.width) + 8 * plan.hidden)
+    # Twice: a result is made while what it is made of is still held.
+    return tokens * (2 * most + 16 * plan.hidden)
+
+
+def _matrix_bytes(model: ModelFile, role: str) -> int:
+    """Bytes of a tensor on the card, where formats without kernels are float16."""
+    record = model.record(role)
+    n = 1
+    for size in record.shape:
+        n *= size
+    if len(record.shape) == 1:
+        return 4 * n
+    known = record.format in ("f32", "f16", "bf16", "fp8", "q8", "q4")
+    bits = FORMATS[record.format].bits_per_weight if known else 16.0
+    return int(n * bits / 8) + 64
+
+
+def place_on_card(model: ModelFile, geometry: Geometry, ctx: int, options: Options) -> CudaPlan:
+    """The plan for a cap of options.gpu_mem bytes (None: everything on the card).
+
+    Raises BudgetError where not even the trunk and one expert a layer fit.
+    """
+    plan = model.plan
+    trunk, experts = 0, 0
+    for role in model.roles:
+        if ".experts." in role:
+            experts += _matrix_bytes(model, role)
+        else:
+            trunk += _matrix_bytes(model, role)
+    n_experts = max((x.mlp.n_experts for x in plan.layers if isinstance(x.mlp, MoePlan)), default=0)
+    block = min(PREFILL_TOKENS, ctx)
+    fixed = [
+        BillLine("CUDA context and kernels", CONTEXT_BYTES),
+        BillLine("trunk", trunk),
+        BillLine("widened weights", scratch_bytes(plan)),
+        BillLine("activations", _activation_bytes(plan, block)),
+        BillLine("gaps of the allocator", _GAPS_BYTES),
+        BillLine("key sketches", _sketch_bytes(geometry, ctx), True),
+    ]
+    kv = BillLine("keys and values", geometry.kv_bytes(ctx), True)
+    expert_line = [BillLine("experts", experts)] if experts else []
+    limit = options.gpu_mem
+    everything = [*fixed, *expert_line, kv]
+    host = [BillLine("runtime", _HOST_BYTES)]
+    if options.kv != "ram" and (limit is None or total(everything) <= limit):
+        return CudaPlan(tuple(everything), tuple(host), False, n_experts)
+    pages = max(geometry.page_bytes(i) for i in range(len(geometry.layers))) * n_chunks(ctx)
+    fixed.append(BillLine("keys and values of a layer", pages, True))
+    host.append(kv)
+    left = (limit if limit is not None else total(fixed) + experts) - total(fixed)
+    if left < 0 or (experts and left < experts // n_experts):
+        raise BudgetError(_too_small([*fixed, *expert_line[:1]], limit or 0))
+    if not experts:
+        return CudaPlan(tuple(fixed), tuple(host), True, 0)
+    each = -(-experts // n_experts)
+    n_resident = min(n_experts, left // each)
+    fixed.append(BillLine(f"experts, {n_resident} of {n_experts} a layer", n_resident * each))
+    if n_resident < n_experts:
+        host.append(BillLine("experts", (n_experts - n_resident) * each))
+    return CudaPlan(tuple(fixed), tuple(host), True, n_resident)
+
+
+def _sketch_bytes(geometry: Geometry, ctx: int) -> int:
+    capacity, size = -(-ctx // 64) * 64, 0
+    for shape in geometry.layers:
+        if shape.routed:
+            width = max(64, 1 << (shape.head_dim - 1).bit_length())
+            size += shape.n_kv_heads * (width // 4 + 2) * capacity
+    return size
+
+
+def _too_small(bill: Sequence[BillLine], limit: int) -> str:
+    lines = ", ".join(f"{line.name} {line.n_bytes / 2**20:.0f} MiB" for line in bill)
+    return (
+        f"{limit / 2**20:.0f} MiB of GPU memory cannot hold what has to lie there: {lines}"
+        " (--gpu-mem sets the cap; a smaller --ctx needs less)"
+    )
