@@ -32,7 +32,9 @@ def test_a_reader_that_leaves_a_long_listing(start, small):
     assert process.returncode in (0, 1) and b"Traceback" not in err
 
 
-@pytest.mark.parametrize("words", [["inspect"], ["verify"], ["run", "-p", "hello", "-n", "3"]])
+@pytest.mark.parametrize(
+    "words", [["inspect"], ["verify"], ["run", "-p", "hello", "-n", "8", "--temp", "0"]]
+)
 @needs_full
 def test_standard_output_on_a_full_disk(hga, small, words):
     with open(FULL, "wb") as full:

@@ -27,12 +27,13 @@ def test_forward_pass() -> None:
 
 
 def test_geometry() -> None:
-    from hga.kernels.cpu import attention, layer_route, published, sketch
+    from hga.kernels.cpu import layer_route, published, records, sketch
 
-    assert geometry.CHUNK_TOKENS == attention.CHUNK_TOKENS
-    assert geometry.GROUP_TOKENS == attention.GROUP_TOKENS
-    assert sketch.GROUP_TOKENS == attention.GROUP_TOKENS
+    assert geometry.CHUNK_TOKENS == records.CHUNK_TOKENS
+    assert geometry.GROUP_TOKENS == records.GROUP_TOKENS
+    assert sketch.GROUP_TOKENS == records.GROUP_TOKENS
     assert sketch.query_bytes(96) == 8 * 96 + forward._LINE
+    assert geometry.SCALE_BYTES == records.SCALE_BYTES
     assert geometry.GROUPS_PER_BLOCK == sketch.BLOCK_GROUPS
     assert geometry.VECTORS_PER_CHUNK == published.VECTORS
     assert geometry.BLOCK_TOKENS == sketch.BLOCK_TOKENS
