@@ -1,10 +1,8 @@
 """The application: routes, streams, and the way from a request to the model's thread and back."""
 
 import asyncio
-import json
 import time
-import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -20,6 +18,7 @@ from hga.runtime.sampler import defaults
 from hga.tools.server import wire
 from hga.tools.server.guard import Guard, Rules
 from hga.tools.server.problems import ApiError
+from hga.tools.server.replies import ChatForm, Form, TextForm, event_line
 from hga.tools.server.worker import Done, Event, Job, ModelWorker
 
 if TYPE_CHECKING:
@@ -39,6 +38,8 @@ _PAGE_HEADERS = {
     "Cache-Control": "no-cache",
 }
 _RETRY_S = "2"
+# A request's body has to be there so soon after its head.
+_BODY_S = 30
 
 
 class Service:
@@ -52,15 +53,27 @@ class Service:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        body = wire.decode(await request.body(), wire.ChatRequest)
+        body = wire.decode(await self._body(request), wire.ChatRequest)
         wanted = await asyncio.to_thread(wire.chat, body, self.engine, self._defaults)
-        return await self._answer(request, wanted, _ChatForm(self.name))
+        return await self._answer(request, wanted, ChatForm(self.name))
 
     async def complete(self, request: Request) -> Response:
         """POST /v1/completions."""
-        body = wire.decode(await request.body(), wire.CompletionRequest)
+        body = wire.decode(await self._body(request), wire.CompletionRequest)
         wanted = await asyncio.to_thread(wire.completion, body, self.engine, self._defaults)
-        return await self._answer(request, wanted, _TextForm(self.name))
+        return await self._answer(request, wanted, TextForm(self.name))
+
+    async def _body(self, request: Request) -> bytes:
+        # A full queue is no reason to read, and to render, what cannot be served.
+        self.worker.require_room()
+        try:
+            return await asyncio.wait_for(request.body(), _BODY_S)
+        except ClientDisconnect:
+            raise ApiError(499, "the client has gone", kind="cancelled") from None
+        except TimeoutError:
+            raise ApiError(
+                408, f"the body was not there after {_BODY_S} s", kind="timeout", code="timeout"
+            ) from None
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models and /v1/models/ID."""
@@ -88,7 +101,7 @@ class Service:
         text = worker.counts.text(worker.n_waiting, worker.busy, self.engine.resident_bytes())
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
-    async def _answer(self, request: Request, wanted: wire.Wanted, form: "_Form") -> Response:
+    async def _answer(self, request: Request, wanted: wire.Wanted, form: Form) -> Response:
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
         def emit(event: Event) -> None:
@@ -131,14 +144,19 @@ class _Coming:
     async def next(self) -> str | Done:
         """The next event; raises its ApiError where it is one, or where the client has gone."""
         coming = asyncio.ensure_future(self._events.get())
+        left = max(0.0, self.job.until - time.monotonic())
         try:
-            await asyncio.wait((coming, self._gone), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                (coming, self._gone), timeout=left, return_when=asyncio.FIRST_COMPLETED
+            )
         finally:
             if not coming.done():
                 coming.cancel()
         if not coming.done() or coming.cancelled():
-            # The worker counts it when it gives the job up.
-            error = ApiError(499, "the client has gone", kind="cancelled")
+            self.job.cancelled.set()
+            error = self.job.given_up()
+            assert error is not None
+            # The worker counts it when it comes to the job.
             error.counted = True
             raise error
         event = coming.result()
@@ -152,113 +170,24 @@ class _Coming:
         self._gone.cancel()
 
 
-class _Form:
-    """The JSON of replies; one object serves one reply."""
-
-    prefix, kind = "", ""
-
-    def __init__(self, model: str) -> None:
-        self._head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time())}
-        self._model = model
-
-    def _object(self, kind: str, choice: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
-        choices = [] if choice is None else [{"index": 0, **choice, "logprobs": None}]
-        return {**self._head, "object": kind, "model": self._model, "choices": choices, **more}
-
-    def whole(self, text: str, done: Done) -> dict[str, Any]:
-        """The object of a reply that is not streamed."""
-        raise NotImplementedError
-
-    def begin(self) -> dict[str, Any] | None:
-        """The first object of a stream, where there is one before any text."""
-        return None
-
-    def piece(self, text: str) -> dict[str, Any]:
-        """The object of a piece of text."""
-        raise NotImplementedError
-
-    def end(self, done: Done) -> dict[str, Any]:
-        """The object that says how the reply ended."""
-        raise NotImplementedError
-
-    def usage(self, done: Done) -> dict[str, Any]:
-        """The object that carries the tokens of a stream."""
-        return self._object(self.kind, None, **_usage(done))
-
-
-class _ChatForm(_Form):
-    prefix, kind = "chatcmpl", "chat.completion.chunk"
-
-    def whole(self, text: str, done: Done) -> dict[str, Any]:
-        choice = {
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "finish_reason": done.finish,
-        }
-        return self._object("chat.completion", choice, **_usage(done))
-
-    def begin(self) -> dict[str, Any] | None:
-        return self._delta({"role": "assistant", "content": ""}, None)
-
-    def piece(self, text: str) -> dict[str, Any]:
-        return self._delta({"content": text}, None)
-
-    def end(self, done: Done) -> dict[str, Any]:
-        return self._delta({}, done.finish)
-
-    def _delta(self, delta: dict[str, str], finish: str | None) -> dict[str, Any]:
-        return self._object(self.kind, {"delta": delta, "finish_reason": finish})
-
-
-class _TextForm(_Form):
-    prefix, kind = "cmpl", "text_completion"
-
-    def whole(self, text: str, done: Done) -> dict[str, Any]:
-        return self._object(self.kind, {"text": text, "finish_reason": done.finish}, **_usage(done))
-
-    def piece(self, text: str) -> dict[str, Any]:
-        return self._object(self.kind, {"text": text, "finish_reason": None})
-
-    def end(self, done: Done) -> dict[str, Any]:
-        return self._object(self.kind, {"text": "", "finish_reason": done.finish})
-
-
-def _usage(done: Done) -> dict[str, Any]:
-    return {
-        "usage": {
-            "prompt_tokens": done.prompt_tokens,
-            "completion_tokens": done.reply_tokens,
-            "total_tokens": done.prompt_tokens + done.reply_tokens,
-            "prompt_tokens_details": {"cached_tokens": done.cached_tokens},
-        },
-        "timings": {
-            "prefill_s": round(done.prefill_s, 4),
-            "decode_s": round(done.decode_s, 4),
-        },
-    }
-
-
-async def _lines(coming: _Coming, form: _Form, first: str | Done) -> AsyncIterator[bytes]:
+async def _lines(coming: _Coming, form: Form, first: str | Done) -> AsyncIterator[bytes]:
     """A reply as server-sent events; closing it cancels the job."""
     try:
         head, event = form.begin(), first
         if head is not None:
-            yield _line(head)
+            yield event_line(head)
         while isinstance(event, str):
-            yield _line(form.piece(event))
+            yield event_line(form.piece(event))
             event = await coming.next()
-        yield _line(form.end(event))
+        yield event_line(form.end(event))
         if coming.job.wanted.usage_in_stream:
-            yield _line(form.usage(event))
+            yield event_line(form.usage(event))
         yield b"data: [DONE]\n\n"
     except ApiError as error:
-        yield _line(error.body())
+        yield event_line(error.body())
         yield b"data: [DONE]\n\n"
     finally:
         coming.close()
-
-
-def _line(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
 
 
 async def _page(request: Request) -> Response:
@@ -267,8 +196,11 @@ async def _page(request: Request) -> Response:
     return Response(data, media_type=kind, headers=_PAGE_HEADERS)
 
 
-def build_app(service: Service, rules: Rules, origins: list[str]) -> Any:
-    """The ASGI application. origins: of pages on other sites that may ask."""
+def build_app(
+    service: Service, rules: Rules, origins: list[str], report: Callable[[Exception], None]
+) -> Any:
+    """The ASGI application. origins: of pages on other sites that may ask; report: told of what
+    nobody planned."""
     counts = service.worker.counts
 
     async def api_error(request: Request, error: Exception) -> Response:
@@ -281,10 +213,11 @@ def build_app(service: Service, rules: Rules, origins: list[str]) -> Any:
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         text = f"{request.method} {request.url.path[:100]}: {error.detail}"
-        return JSONResponse(ApiError(error.status_code, text).body(), error.status_code)
+        return await api_error(request, ApiError(error.status_code, text))
 
     async def any_error(request: Request, error: Exception) -> Response:
-        return JSONResponse(ApiError(500, "internal error", kind="server_error").body(), 500)
+        report(error)
+        return await api_error(request, ApiError(500, "internal error", kind="server_error"))
 
     routes = [
         Route("/v1/chat/completions", service.chat, methods=["POST"]),
@@ -310,4 +243,4 @@ def build_app(service: Service, rules: Rules, origins: list[str]) -> Any:
         middleware=middleware,
         exception_handlers={ApiError: api_error, HTTPException: http_error, Exception: any_error},
     )
-    return Guard(app, rules)
+    return Guard(app, rules, counts)

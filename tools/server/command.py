@@ -8,7 +8,7 @@ import socket
 import sys
 from contextlib import closing
 
-from hga.tools.errors import OK, UsageError
+from hga.tools.errors import OK, UsageError, message
 from hga.tools.run import engine_options, open_engine
 from hga.tools.status import Status
 
@@ -23,6 +23,7 @@ def serve(model: str | None, values: argparse.Namespace, status: Status) -> int:
         import uvicorn
 
         from hga.tools.server.app import Service, build_app
+        from hga.tools.server.protocol import PatientProtocol
     except ImportError as error:
         raise UsageError(
             f"hga serve needs the package {error.name}, which is not installed: "
@@ -45,7 +46,12 @@ def serve(model: str | None, values: argparse.Namespace, status: Status) -> int:
         name = values.alias or (model or "demo" if not _is_path(model) else engine.path.stem)
         loopback = is_loopback(values.host)
         service = Service(engine, worker, name, values.timeout)
-        app = build_app(service, Rules(key, loopback, values.max_body), values.cors)
+        app = build_app(
+            service,
+            Rules(key, loopback, values.max_body),
+            list(values.cors),
+            lambda error: status.error(message(error)),
+        )
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         if not loopback and key is None:
@@ -59,9 +65,10 @@ def serve(model: str | None, values: argparse.Namespace, status: Status) -> int:
         )
         config = uvicorn.Config(
             app,
-            log_level="warning",
+            # What goes wrong is told by us, in one line.
+            log_level="critical",
             access_log=False,
-            http="h11",
+            http=PatientProtocol,
             ws="none",
             lifespan="off",
             server_header=False,

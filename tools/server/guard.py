@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from hga.tools.server.counts import Counts
 from hga.tools.server.problems import ApiError
 
 Scope = MutableMapping[str, Any]
@@ -40,8 +41,8 @@ def is_loopback(host: str) -> bool:
 class Guard:
     """Refuses a request before the application reads it."""
 
-    def __init__(self, app: App, rules: Rules) -> None:
-        self._app, self._rules = app, rules
+    def __init__(self, app: App, rules: Rules, counts: Counts) -> None:
+        self._app, self._rules, self._counts = app, rules, counts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -55,6 +56,7 @@ class Guard:
             self._check_kind(scope, headers)
             await self._app(scope, self._counted(headers, receive), send)
         except ApiError as error:
+            self._counts.add(error)
             more = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
             await JSONResponse(error.body(), error.status, more)(scope, receive, send)
 

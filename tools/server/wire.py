@@ -28,12 +28,36 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_usage: bool = False
 
 
+class Part(msgspec.Struct, forbid_unknown_fields=True):
+    """A part of a message."""
+
+    type: str
+    text: str | None = None
+
+
 class Message(msgspec.Struct, forbid_unknown_fields=True):
-    """One turn of a conversation."""
+    """One turn of a conversation; a name is for the chat template to use."""
 
     role: str
-    content: str | list[dict[str, Any]] | None = None
+    content: str | list[Part] | None = None
     name: str | None = None
+
+
+class NamedSchema(msgspec.Struct, forbid_unknown_fields=True):
+    """A JSON schema as OpenAI wraps it; a reply is held to it whether `strict` or not."""
+
+    schema: dict[str, Any]
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
+    """What a reply has to be; `schema`, with json_object, is llama.cpp's."""
+
+    type: str
+    json_schema: NamedSchema | None = None
+    schema: dict[str, Any] | None = None
 
 
 class _Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -55,7 +79,7 @@ class _Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     stop: str | list[str] | None = None
     n: int | None = None
     user: str | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
     json_schema: dict[str, Any] | None = None
     logit_bias: dict[str, float] | None = None
 
@@ -115,6 +139,7 @@ def chat(request: ChatRequest, engine: "Engine", defaults: SamplerOptions) -> Wa
     _only(request, "tools", (None, []))
     _only(request, "tool_choice", (None, "none", "auto"))
     _only(request, "store", (None, False))
+    _only(request, "service_tier", (None, "auto", "default"))
     template = engine.template
     if template is None:
         raise ApiError(
@@ -172,11 +197,12 @@ def _message(number: int, message: Message) -> dict[str, str]:
     if isinstance(content, list):
         texts = []
         for part in content:
-            if part.get("type") != "text" or not isinstance(part.get("text"), str):
-                raise unsupported(f"{where}.content", part.get("type"), "parts of type text")
-            texts.append(part["text"])
+            if part.type != "text" or part.text is None:
+                raise unsupported(f"{where}.content", part.type, "parts of type text")
+            texts.append(part.text)
         content = "".join(texts)
-    return {"role": role, "content": content}
+    named = {} if message.name is None else {"name": message.name}
+    return {"role": role, "content": content, **named}
 
 
 def _only(request: _Common, name: str, allowed: tuple[Any, ...]) -> None:
@@ -192,6 +218,8 @@ def _wanted(
 ) -> Wanted:
     _only(request, "n", (None, 1))
     _only(request, "logit_bias", (None, {}))
+    if request.stream_options is not None and not request.stream:
+        raise ApiError(400, "stream_options: only with stream", param="stream_options")
     if not ids:
         raise ApiError(400, "the prompt is empty")
     if most is not None and most < 1:
@@ -244,21 +272,24 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
 
 def _grammar(request: _Common, engine: "Engine") -> "Grammar | None":
     schema, wanted = request.json_schema, request.response_format
+    if schema is not None and wanted is not None:
+        raise ApiError(400, "json_schema and response_format exclude each other")
     if wanted is not None:
-        kind = wanted.get("type")
-        if kind == "text" and schema is None:
-            return None
-        if kind == "json_object" and schema is None:
-            schema = wanted.get("schema", {"type": "object"})
-        elif kind == "json_schema" and schema is None:
-            inner = wanted.get("json_schema")
-            schema = inner.get("schema") if isinstance(inner, dict) else None
-            if not isinstance(schema, dict):
-                raise ApiError(
-                    400, "response_format: json_schema.schema is missing", param="response_format"
-                )
-        else:
-            raise unsupported("response_format", kind, "text, json_object, json_schema")
+        if (wanted.json_schema is not None) != (wanted.type == "json_schema") or (
+            wanted.schema is not None and wanted.type != "json_object"
+        ):
+            raise ApiError(
+                400,
+                "response_format: json_schema belongs to type json_schema, and schema to type"
+                f" json_object; the type is {wanted.type!r:.40}",
+                param="response_format",
+            )
+        if wanted.json_schema is not None:
+            schema = wanted.json_schema.schema
+        elif wanted.type == "json_object":
+            schema = wanted.schema or {"type": "object"}
+        elif wanted.type != "text":
+            raise unsupported("response_format", wanted.type, "text, json_object, json_schema")
     if schema is None:
         return None
     try:

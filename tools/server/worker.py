@@ -47,7 +47,7 @@ Event = str | Done | ApiError
 """A piece of the reply's text, or its end."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
     """One reply to be made. `emit` is called from the worker's thread; `until`: a time of
     time.monotonic after which it is given up."""
@@ -57,18 +57,20 @@ class Job:
     until: float
     cancelled: threading.Event = field(default_factory=threading.Event)
 
-    def check(self) -> None:
-        """Raise where nobody waits for the reply any more."""
-        if self.cancelled.is_set():
-            raise _Cancelled
-        if time.monotonic() > self.until:
-            raise ApiError(
+    def given_up(self) -> ApiError | None:
+        """Why nobody waits for the reply any more, if nobody does."""
+        if time.monotonic() >= self.until:
+            return ApiError(
                 504, "the reply took longer than --timeout allows", kind="timeout", code="timeout"
             )
+        if self.cancelled.is_set():
+            return ApiError(499, "the client has gone", kind="cancelled", code="cancelled")
+        return None
 
-
-class _Cancelled(Exception):
-    pass
+    def check(self) -> None:
+        """Raise what `given_up` says."""
+        if (error := self.given_up()) is not None:
+            raise error
 
 
 class ModelWorker:
@@ -86,8 +88,9 @@ class ModelWorker:
 
     @property
     def n_waiting(self) -> int:
-        """Jobs in the queue."""
-        return len(self._waiting)
+        """Jobs in the queue that somebody waits for."""
+        with self._wake:
+            return sum(job.given_up() is None for job in self._waiting)
 
     @property
     def busy(self) -> bool:
@@ -97,17 +100,30 @@ class ModelWorker:
     def submit(self, job: Job) -> None:
         """Queue a job; ApiError where the queue is full or the server is stopping."""
         with self._wake:
-            if self._closed:
-                raise ApiError(503, "the server is stopping", kind="server_error")
-            if len(self._waiting) >= self._most:
-                raise ApiError(
-                    429,
-                    f"{len(self._waiting)} requests are waiting already: try again later",
-                    kind="rate_limit_error",
-                    code="queue_full",
-                )
+            self._require_room()
             self._waiting.append(job)
             self._wake.notify()
+
+    def require_room(self) -> None:
+        """Raise what `submit` would."""
+        with self._wake:
+            self._require_room()
+
+    def _require_room(self) -> None:
+        if self._closed:
+            raise ApiError(503, "the server is stopping", kind="server_error")
+        # Whoever has gone keeps no place.
+        for job in list(self._waiting):
+            if (error := job.given_up()) is not None:
+                self._waiting.remove(job)
+                self._tell(job, error)
+        if len(self._waiting) >= self._most:
+            raise ApiError(
+                429,
+                f"{len(self._waiting)} requests are waiting already: try again later",
+                kind="rate_limit_error",
+                code="queue_full",
+            )
 
     def close(self) -> None:
         """Cancel everything, wait for the thread to end."""
@@ -127,10 +143,11 @@ class ModelWorker:
                     if not self._waiting:
                         return
                     job = self._running = self._waiting.popleft()
-                self._end(job, self._outcome(job, timelines))
+                outcome = self._outcome(job, timelines)
+                self._running = None
+                self._tell(job, outcome)
 
-    def _end(self, job: Job, outcome: Done | ApiError) -> None:
-        self._running = None
+    def _tell(self, job: Job, outcome: Done | ApiError) -> None:
         self.counts.add(outcome)
         if isinstance(outcome, ApiError):
             outcome.counted = True
@@ -140,8 +157,6 @@ class ModelWorker:
         try:
             job.check()
             return self._answer(job, timelines)
-        except _Cancelled:
-            return ApiError(499, "the client has gone", kind="cancelled", code="cancelled")
         except ApiError as error:
             return error
         except ValueError as error:

@@ -1,7 +1,7 @@
 "use strict";
 // A chat over /v1/chat/completions. Text of the model only ever becomes text nodes.
 const at = (id) => document.getElementById(id);
-const turns = [];
+let turns = [];
 let running = null;
 
 function headers() {
@@ -64,10 +64,12 @@ async function* events(response) {
 }
 
 async function ask(text) {
+  // "New chat" puts another list in its place: what comes for this one is then nobody's.
+  const chat = turns;
   turns.push({ role: "user", content: text });
   addTurn("user", text);
   const system = at("system").value.trim(), temperature = at("temperature").valueAsNumber;
-  const messages = [...(system ? [{ role: "system", content: system }] : []), ...turns];
+  const messages = [...(system ? [{ role: "system", content: system }] : []), ...chat];
   const body = { messages, stream: true, stream_options: { include_usage: true } };
   if (!Number.isNaN(temperature)) body.temperature = temperature;
   const controller = new AbortController(), element = addTurn("assistant", "…");
@@ -80,6 +82,7 @@ async function ask(text) {
     });
     if (!response.ok) throw new Error((await response.json()).error.message);
     for await (const event of events(response)) {
+      if (chat !== turns) return;
       if (event.error) throw new Error(event.error.message);
       const choice = event.choices[0];
       if (choice && choice.delta.content) {
@@ -98,6 +101,7 @@ async function ask(text) {
       }
     }
   } catch (error) {
+    if (chat !== turns) return;
     if (error.name !== "AbortError") {
       addTurn("error", error.message);
       at("figures").textContent = "";
@@ -105,12 +109,13 @@ async function ask(text) {
       at("figures").textContent = "stopped";
     }
   }
+  if (chat !== turns) return;
   if (reply) {
     show(element, reply);
-    turns.push({ role: "assistant", content: reply });
+    chat.push({ role: "assistant", content: reply });
   } else {
     element.remove();
-    turns.pop();
+    chat.pop();
     if (!at("text").value) at("text").value = text;
   }
   setRunning(null);
@@ -133,7 +138,8 @@ at("text").addEventListener("keydown", (event) => {
 at("stop").addEventListener("click", () => running && running.abort());
 at("new").addEventListener("click", () => {
   if (running) running.abort();
-  turns.length = 0;
+  setRunning(null);
+  turns = [];
   at("turns").replaceChildren();
   at("figures").textContent = "";
   at("text").focus();

@@ -1,12 +1,19 @@
 """Parts of the server on their own: stop texts, timelines, counters."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hga.runtime.sampler import SamplerOptions
+from hga.runtime.tokenizer import StreamDecoder
 from hga.tools.server.counts import Counts
+from hga.tools.server.problems import ApiError
 from hga.tools.server.stops import StopFilter
 from hga.tools.server.timelines import Timelines
+from hga.tools.server.wire import Wanted
+from hga.tools.server.worker import Job, ModelWorker
 
 
 @given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
@@ -100,3 +107,77 @@ def test_counters_are_text_for_prometheus() -> None:
     text = counts.text(2, 1, 1 << 20)
     assert "# TYPE hga_requests_total counter" in text
     assert "\nhga_requests_waiting 2\n" in text and "\nhga_resident_bytes 1048576\n" in text
+
+
+class SlowSession(FakeSession):
+    """A session whose prompt is told of block by block."""
+
+    def __init__(self, on_block) -> None:
+        super().__init__()
+        self.blocks, self.replies = 0, 0
+        self._on_block = on_block
+        self.stop_reason = "eos"
+
+    def feed(self, ids, progress):
+        for i in range(100):
+            self.blocks += 1
+            self._on_block(self.blocks)
+            progress(i, 100)
+        self.tokens += ids
+
+    def generate(self, sampler, most, stops):
+        self.replies += 1
+        yield from range(3)
+
+
+class Pieces:
+    """A tokenizer of three tokens: two halves of a letter, and half of another."""
+
+    eos = frozenset({9})
+
+    def decoder(self):
+        halves = ["é".encode()[:1], "é".encode()[1:], "ü".encode()[:1]]
+        return StreamDecoder(lambda number: halves[number], False)
+
+
+def answer(on_block, seconds=60.0):
+    """What a job emits, and its session; on_block(job, n) is called at every block."""
+    events, jobs = [], []
+    engine = FakeEngine()
+    engine.tokenizer = Pieces()
+    session = SlowSession(lambda n: on_block(jobs[0], n))
+    engine.session = lambda: session
+    worker = ModelWorker(engine, 4)
+    wanted = Wanted([1, 2, 3], SamplerOptions(), 10, (), None, False, False)
+    jobs.append(Job(wanted, events.append, time.monotonic() + seconds))
+    worker.submit(jobs[0])
+    while not (events and not isinstance(events[-1], str)):
+        time.sleep(0.005)
+    worker.close()
+    return events, session
+
+
+def test_a_client_that_leaves_ends_the_prompt() -> None:
+    events, session = answer(lambda job, n: job.cancelled.set() if n == 3 else None)
+    assert session.blocks == 3 and session.replies == 0
+    assert [event.status for event in events] == [499]
+
+
+def test_time_that_is_up_ends_the_prompt() -> None:
+    events, session = answer(lambda job, n: time.sleep(0.05), 0.2)
+    assert 1 <= session.blocks <= 5 and session.replies == 0
+    assert [event.status for event in events] == [504]
+
+
+def test_no_letter_is_cut_in_two() -> None:
+    events, _ = answer(lambda job, n: None)
+    assert events[:-1] == ["é", "\ufffd"] and events[-1].finish == "stop"
+    assert events[-1].reply_tokens == 3
+
+
+def test_a_worker_that_is_closed_takes_nothing() -> None:
+    worker = ModelWorker(FakeEngine(), 1)
+    worker.close()
+    with pytest.raises(ApiError) as error:
+        worker.require_room()
+    assert error.value.status == 503

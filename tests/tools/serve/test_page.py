@@ -4,12 +4,10 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -87,39 +85,28 @@ class Browser:
 
 
 @pytest.fixture
-def page(smollm2_gguf: Path, tmp_path: Path) -> Iterator[SimpleNamespace]:
+def page(server, tmp_path: Path) -> Iterator[Browser]:
     """A browser that shows the page of a server of the demo model."""
-    from hga.tools.pack import pack
-
-    model = pack(smollm2_gguf, tmp_path / "demo.hga").path
-    code = "import sys; from hga.tools.cli import main; sys.exit(main())"
-    server = subprocess.Popen(
-        [sys.executable, "-c", code, "serve", str(model), "--port", "0", "-c", "1k"],
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
     driver = subprocess.Popen(
         ["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     browser = None
     try:
-        lines = iter(server.stderr.readline, "")
-        url = next(m[0] for line in lines if (m := re.search(r"http://127\S+", line)))
         lines = iter(driver.stdout.readline, "")
         port = next(m[1] for line in lines if (m := re.search(r"on port (\d+)\.", line)))
         browser = Browser(int(port), tmp_path / "profile")
-        browser.open(url)
+        browser.open(f"{server.url}/")
         yield browser
     finally:
         if browser is not None:
             browser.close()
-        for process in (driver, server):
-            process.terminate()
-            process.wait(30)
+        driver.terminate()
+        driver.wait(30)
 
 
 def test_a_conversation_in_the_browser(page) -> None:
     name = "document.getElementById('model').textContent"
-    wait_for(lambda: page.ask(name) == "demo, 1,024 tokens")
+    wait_for(lambda: page.ask(name) == "demo, 2,048 tokens")
     page.click("summary")
     page.type("#temperature", "0")
     page.type("#text", "Repeat: <img src=x onerror=alert(1)> **bold**" + ENTER)
@@ -134,6 +121,13 @@ def test_a_conversation_in_the_browser(page) -> None:
     wait_for(lambda: len(page.ask("document.querySelector('.turn:last-child').textContent")) > 5)
     page.click("#stop")
     wait_for(lambda: page.ask(figures) == "stopped")
+    page.type("#text", "Another very long story." + ENTER)
+    wait_for(lambda: len(page.ask("document.querySelector('.turn:last-child').textContent")) > 5)
+    # In the middle of a reply: nothing of it may turn up in the new chat.
     page.click("#new")
-    assert page.ask("document.querySelectorAll('.turn').length") == 0
+    page.type("#text", "Hello." + ENTER)
+    wait_for(lambda: "written" in page.ask(figures))
+    assert page.ask("turns.map(turn => turn.role)") == ["user", "assistant"]
+    assert page.ask("turns[0].content") == "Hello."
+    assert page.ask("document.querySelectorAll('.turn').length") == 2
     assert page.complaints() == []

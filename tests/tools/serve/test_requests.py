@@ -1,97 +1,25 @@
 """`hga serve` from outside: the openai client, many clients at once, some that leave, signals."""
 
-import http.client
 import json
-import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 openai = pytest.importorskip("openai", reason="the client package openai is not installed")
-pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 CTX = 2048
 LONG = "Ishmael went to sea. " * 300
-Server = Callable[..., SimpleNamespace]
-
-
-@pytest.fixture(scope="module")
-def start(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """start(*flags) -> a running server: process, port, client."""
-    from hga.tools.pack import pack
-
-    folder = tmp_path_factory.mktemp("serve")
-    model, started = pack(smollm2_gguf, folder / "demo.hga").path, []
-
-    def go(*flags: object, key: str = "none") -> SimpleNamespace:
-        code = "import sys; from hga.tools.cli import main; sys.exit(main())"
-        words = ["serve", model, "--port", 0, "-c", CTX, *flags]
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, words)],
-            stderr=subprocess.PIPE, text=True, cwd=folder,
-        )  # fmt: skip
-        started.append(process)
-        said = ""
-        while not (found := re.search(r"listening on http://127\.0\.0\.1:(\d+)", said)):
-            line = process.stderr.readline()
-            assert line, said
-            said += line
-        port = int(found[1])
-        client = openai.OpenAI(
-            base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0, timeout=120
-        )
-        return SimpleNamespace(process=process, port=port, client=client, said=said)
-
-    yield go
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture(scope="module")
-def server(start: Server) -> SimpleNamespace:
-    return start()
-
-
-def say(server: SimpleNamespace, text: str, **more: object):
-    more = {"temperature": 0, "max_tokens": 8, "model": "demo", **more}
-    messages = [{"role": "user", "content": text}]
-    return server.client.chat.completions.create(messages=messages, **more)
-
-
-def raw(server: SimpleNamespace, method: str, path: str, body: object = None, **headers: str):
-    """Status, headers and text of a plain request."""
-    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)) as connection:
-        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-        given = {"Content-Type": "application/json"} if data is not None else {}
-        connection.request(method, path, data, {**given, **headers})
-        answer = connection.getresponse()
-        return answer.status, dict(answer.getheaders()), answer.read().decode()
-
-
-def counts(server: SimpleNamespace) -> dict[str, float]:
-    text = raw(server, "GET", "/metrics")[2]
-    lines = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    return {name: float(value) for name, value in lines}
 
 
 def test_a_reply_whole_and_as_a_stream(server) -> None:
-    whole = say(server, "Name a colour.")
+    whole = server.say("Name a colour.")
     text, usage = whole.choices[0].message.content, whole.usage
     assert text and whole.choices[0].finish_reason in ("stop", "length")
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
-    chunks = list(
-        say(server, "Name a colour.", stream=True, stream_options={"include_usage": True})
-    )
+    chunks = list(server.say("Name a colour.", stream=True, stream_options={"include_usage": True}))
     pieces = [c.choices[0].delta.content or "" for c in chunks if c.choices]
     assert "".join(pieces) == text
     assert chunks[-1].usage.completion_tokens == usage.completion_tokens
@@ -101,7 +29,7 @@ def test_a_reply_whole_and_as_a_stream(server) -> None:
 
 
 def test_a_second_turn_computes_only_what_is_new(server) -> None:
-    first = say(server, "My name is Ada.")
+    first = server.say("My name is Ada.")
     messages = [
         {"role": "user", "content": "My name is Ada."},
         {"role": "assistant", "content": first.choices[0].message.content},
@@ -129,7 +57,7 @@ def test_completions_and_stop_texts(server) -> None:
 
 def test_same_seed_same_reply(server) -> None:
     options = {"temperature": 1.0, "seed": 7, "max_tokens": 12}
-    texts = {say(server, "Tell me.", **options).choices[0].message.content for _ in range(2)}
+    texts = {server.say("Tell me.", **options).choices[0].message.content for _ in range(2)}
     assert len(texts) == 1
 
 
@@ -141,9 +69,23 @@ def test_a_reply_of_a_schema(server) -> None:
         "additionalProperties": False,
     }
     shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    reply = say(server, "How old?", response_format=shape, max_tokens=40)
+    reply = server.say("How old?", response_format=shape, max_tokens=40)
     value = json.loads(reply.choices[0].message.content)
     assert list(value) == ["age"] and 0 <= value["age"] <= 99
+
+
+def test_a_reply_that_is_some_object(server) -> None:
+    reply = server.say("Answer in JSON.", response_format={"type": "json_object"})
+    assert reply.choices[0].message.content.startswith("{")
+    bounded = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    shape = {"type": "json_object", "schema": {**bounded, "additionalProperties": False}}
+    status, _, text = server.raw(
+        "POST",
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "Well?"}], "response_format": shape},
+    )
+    value = json.loads(json.loads(text)["choices"][0]["message"]["content"])
+    assert status == 200 and list(value) == ["ok"] and isinstance(value["ok"], bool)
 
 
 def test_models_health_and_page(server) -> None:
@@ -151,13 +93,13 @@ def test_models_health_and_page(server) -> None:
     assert server.client.models.retrieve("demo").id == "demo"
     with pytest.raises(openai.NotFoundError):
         server.client.models.retrieve("other")
-    assert raw(server, "GET", "/health")[2] == '{"status":"ok"}'
-    status, headers, text = raw(server, "GET", "/")
+    assert server.raw("GET", "/health")[2] == '{"status":"ok"}'
+    status, headers, text = server.raw("GET", "/")
     assert status == 200 and "<title>hga</title>" in text
     assert "default-src 'none'" in headers["content-security-policy"]
     for name in ("chat.js", "chat.css"):
-        assert name in text and raw(server, "GET", f"/{name}")[0] == 200
-    assert "innerHTML" not in raw(server, "GET", "/chat.js")[2]
+        assert name in text and server.raw("GET", f"/{name}")[0] == 200
+    assert "innerHTML" not in server.raw("GET", "/chat.js")[2]
 
 
 @pytest.mark.parametrize(
@@ -179,12 +121,34 @@ def test_models_health_and_page(server) -> None:
         ({"response_format": {"type": "xml"}}, "response_format: 'xml'"),
         ({"json_schema": {"type": "nonsense"}}, "JSON schema"),
         ({"surprise": 1}, "unknown field `surprise`"),
+        ({"service_tier": "priority"}, "service_tier: 'priority'"),
+        ({"stream_options": {}}, "stream_options: only with stream"),
+        ({"stream_options": {"more": 1}, "stream": True}, "unknown field `more`"),
+        ({"response_format": {"type": "json_object", "more": 1}}, "unknown field `more`"),
+        ({"response_format": {"type": "text"}, "json_schema": {}}, "exclude each other"),
+        ({"response_format": {"type": "json_schema"}}, "belongs to type json_schema"),
+        ({"response_format": {"type": "text", "schema": {}}}, "belongs to type json_schema"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "y": 1}]}]},
+            "unknown field `y`",
+        ),
+        ({"service_tier": "priority"}, "service_tier: 'priority'"),
+        ({"stream_options": {}}, "stream_options: only with stream"),
+        ({"stream_options": {"more": 1}, "stream": True}, "unknown field `more`"),
+        ({"response_format": {"type": "json_object", "more": 1}}, "unknown field `more`"),
+        ({"response_format": {"type": "text"}, "json_schema": {}}, "exclude each other"),
+        ({"response_format": {"type": "json_schema"}}, "belongs to type json_schema"),
+        ({"response_format": {"type": "text", "schema": {}}}, "belongs to type json_schema"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "y": 1}]}]},
+            "unknown field `y`",
+        ),
         ({"model": 5}, "model"),
     ],
 )
 def test_what_cannot_be_honoured_is_named(server, change, said) -> None:
     body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2, **change}
-    status, _, text = raw(server, "POST", "/v1/chat/completions", body)
+    status, _, text = server.raw("POST", "/v1/chat/completions", body)
     error = json.loads(text)["error"]
     assert status == 400 and said in error["message"] and error["type"] == "invalid_request_error"
     if "context" in said:
@@ -205,47 +169,36 @@ def test_what_cannot_be_honoured_is_named(server, change, said) -> None:
     ],
 )
 def test_requests_that_are_none(server, request_, status) -> None:
-    found, _, text = raw(server, *request_)
+    found, _, text = server.raw(*request_)
     assert found == status and json.loads(text)["error"]["message"]
 
 
 def test_other_hosts_and_other_types_are_refused(server) -> None:
-    assert raw(server, "GET", "/health", Host="example.org")[0] == 403
-    assert raw(server, "GET", "/health", Host="localhost:1")[0] == 200
+    assert server.raw("GET", "/health", Host="example.org")[0] == 403
+    assert server.raw("GET", "/health", Host="localhost:1")[0] == 200
     body = {"messages": [{"role": "user", "content": "x"}]}
     path, kind = "/v1/chat/completions", {"Content-Type": "text/plain"}
-    status, headers, _ = raw(server, "POST", path, body, Origin="https://example.org", **kind)
+    status, headers, _ = server.raw("POST", path, body, Origin="https://example.org", **kind)
     assert status == 415 and not any("access-control" in name.lower() for name in headers)
-    status, headers, _ = raw(server, "OPTIONS", path, Origin="https://example.org")
+    status, headers, _ = server.raw("OPTIONS", path, Origin="https://example.org")
     assert status == 405 and not any("access-control" in name.lower() for name in headers)
-
-
-def leave(server: SimpleNamespace, text: str, after: float) -> None:
-    """Begin a long stream and hang up."""
-    body = json.dumps(
-        {"messages": [{"role": "user", "content": text}], "stream": True, "temperature": 0}
-    ).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
-    with socket.create_connection(("127.0.0.1", server.port), 60) as connection:
-        connection.sendall(f"{head}\r\nContent-Type: application/json\r\n\r\n".encode() + body)
-        time.sleep(after)
 
 
 def test_many_clients_some_of_whom_leave(server) -> None:
     prompts = [f"Count from {n}." for n in range(8)]
-    alone = [say(server, prompt).choices[0].message.content for prompt in prompts]
-    before, replies, errors = counts(server), {}, []
+    alone = [server.say(prompt).choices[0].message.content for prompt in prompts]
+    before, replies, errors = server.counts(), {}, []
 
     def ask(number: int) -> None:
         try:
             if number % 4 == 3:
-                leave(server, f"Tale {number}: {LONG[:2000]}", 0.02 * number)
+                server.leave(f"Tale {number}: {LONG[:2000]}", 0.02 * number)
             elif number % 2:
-                chunks = say(server, prompts[number % 8], stream=True)
+                chunks = server.say(prompts[number % 8], stream=True)
                 texts = (c.choices[0].delta.content or "" for c in chunks)
                 replies[number] = "".join(texts)
             else:
-                replies[number] = say(server, prompts[number % 8]).choices[0].message.content
+                replies[number] = server.say(prompts[number % 8]).choices[0].message.content
         except Exception as error:
             errors.append(error)
 
@@ -258,7 +211,7 @@ def test_many_clients_some_of_whom_leave(server) -> None:
     assert all(text == alone[number % 8] for number, text in replies.items())
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        now = counts(server)
+        now = server.counts()
         if not now["hga_requests_running"] and not now["hga_requests_waiting"]:
             break
         time.sleep(0.1)
@@ -267,12 +220,12 @@ def test_many_clients_some_of_whom_leave(server) -> None:
 
 
 def test_leaving_during_the_prompt_frees_the_model(server) -> None:
-    before = counts(server).get('hga_requests_total{status="499"}', 0)
-    leave(server, LONG[:5000], 0.05)
-    assert say(server, "Still there?").choices[0].message.content
-    assert counts(server)['hga_requests_total{status="499"}'] == before + 1
+    before = server.counts().get('hga_requests_total{status="499"}', 0)
+    server.leave(LONG[:5000], 0.05)
+    assert server.say("Still there?").choices[0].message.content
+    assert server.counts()['hga_requests_total{status="499"}'] == before + 1
     # What had been read of the prompt before the client left is whole and can be gone on with.
-    assert say(server, LONG[:5000]).usage.completion_tokens > 0
+    assert server.say(LONG[:5000]).usage.completion_tokens > 0
 
 
 def test_a_key_a_small_queue_and_short_bodies(start) -> None:
@@ -283,21 +236,21 @@ def test_a_key_a_small_queue_and_short_bodies(start) -> None:
     assert [model.id for model in server.client.models.list()] == ["mine"]
     body = {"messages": [{"role": "user", "content": "x"}]}
     for key in ({}, {"Authorization": "Bearer s3cre"}, {"Authorization": "s3cret"}):
-        status, headers, text = raw(server, "POST", "/v1/chat/completions", body, **key)
+        status, headers, text = server.raw("POST", "/v1/chat/completions", body, **key)
         assert status == 401 and json.loads(text)["error"]["code"] == "invalid_api_key"
-    assert raw(server, "GET", "/metrics")[0] == 401
-    assert raw(server, "GET", "/health")[0] == raw(server, "GET", "/")[0] == 200
+    assert server.raw("GET", "/metrics")[0] == 401
+    assert server.raw("GET", "/health")[0] == server.raw("GET", "/")[0] == 200
     key = {"Authorization": "Bearer s3cret"}
     long = {"messages": [{"role": "user", "content": "x" * 70_000}]}
-    assert raw(server, "POST", "/v1/chat/completions", long, **key)[0] == 413
+    assert server.raw("POST", "/v1/chat/completions", long, **key)[0] == 413
     threads = [
-        threading.Thread(target=say, args=(server, LONG[:4000]), kwargs={"max_tokens": 200})
+        threading.Thread(target=server.say, args=(LONG[:4000],), kwargs={"max_tokens": 200})
         for _ in range(2)
     ]
     for thread in threads:
         thread.start()
         time.sleep(0.3)
-    status, headers, text = raw(server, "POST", "/v1/chat/completions", body, **key)
+    status, headers, text = server.raw("POST", "/v1/chat/completions", body, **key)
     assert status == 429 and int(headers["retry-after"]) > 0 and "waiting already" in text
     for thread in threads:
         thread.join()
@@ -306,7 +259,7 @@ def test_a_key_a_small_queue_and_short_bodies(start) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_signals_end_the_server(start, number, code) -> None:
     server = start()
-    thread = threading.Thread(target=leave, args=(server, LONG[:3000], 3))
+    thread = threading.Thread(target=server.leave, args=(LONG[:3000], 3))
     thread.start()
     time.sleep(0.3)
     server.process.send_signal(number)
