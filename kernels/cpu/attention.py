@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .code_attention import code_scores4, code_values4
 from .records import GROUP_TOKENS, group_scales, record
+from .row_sums import code_scores, code_values, half_scores, half_values
 from .scratch import PARTIAL_HEAD, SCORE_ROW, SPAN_TOKENS
 from .simd import (
     add,
@@ -26,7 +26,6 @@ from .simd import (
     load_splat_f32,
     maximum,
     mul,
-    prefetch,
     reduce_add,
     reduce_max,
     splat_f32,
@@ -34,8 +33,7 @@ from .simd import (
     store_scalar_f32,
     sub,
 )
-from .simd_half import load_f16
-from .simd_lanes import high_halves, low_halves, mask_halves, splat_halves, where_above
+from .simd_lanes import mask_halves, splat_halves, where_above
 
 JIT = {"nogil": True, "error_model": "numpy"}
 
@@ -51,81 +49,6 @@ def expand_query(q: Any, head_dim: Any, out: Any) -> None:
     for d in range(0, 4 * head_dim, 8):
         pair = splat_halves(load_scalar_f32(q + d), load_scalar_f32(q + d + 4))
         store_f32(out + 8 * d, pair)
-
-
-@njit(**JIT)
-def _scores4(k0: Any, k1: Any, head_dim: Any, q: Any, out: Any) -> None:
-    """q.k of two groups of 8 keys for four expanded queries into 16 columns of out.
-
-    The values of the groups, which follow the keys, are fetched meanwhile.
-    """
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = splat_f32(np.float32(0))
-    row = 32 * head_dim
-    for i in range(0, 16 * head_dim, 32):
-        u, v, p = load_f16(k0 + i), load_f16(k1 + i), q + 2 * i
-        x = load_f32(p)
-        a0, b0 = fma(u, x, a0), fma(v, x, b0)
-        x = load_f32(p + row)
-        a1, b1 = fma(u, x, a1), fma(v, x, b1)
-        x = load_f32(p + 2 * row)
-        a2, b2 = fma(u, x, a2), fma(v, x, b2)
-        x = load_f32(p + 3 * row)
-        a3, b3 = fma(u, x, a3), fma(v, x, b3)
-        prefetch(k0 + 16 * head_dim + i)
-        prefetch(k1 + 16 * head_dim + i)
-    store_f32(out, add(low_halves(a0, b0), high_halves(a0, b0)))
-    store_f32(out + SCORE_ROW, add(low_halves(a1, b1), high_halves(a1, b1)))
-    store_f32(out + 2 * SCORE_ROW, add(low_halves(a2, b2), high_halves(a2, b2)))
-    store_f32(out + 3 * SCORE_ROW, add(low_halves(a3, b3), high_halves(a3, b3)))
-
-
-@njit(**JIT)
-def _values4(
-    record0: Any,
-    record1: Any,
-    t0: Any,
-    t1: Any,
-    head_dim: Any,
-    p: Any,
-    out: Any,
-    out_row: Any,
-    next0: Any,
-    next1: Any,
-) -> None:
-    """out[row] += sum over tokens t0..t1 of p[row][t] * value[t], four rows.
-
-    Token t is the t-th of the two groups of record0 and record1. The keys of two records to come,
-    next0 and next1, are fetched meanwhile.
-    """
-    token_bytes = 2 * head_dim
-    v0, v1 = record0 + 8 * token_bytes, record1
-    next1 -= 512
-    for b in range(0, token_bytes, 64):
-        o = out + 2 * b
-        a0, b0 = load_f32(o), load_f32(o + 64)
-        a1, b1 = load_f32(o + out_row), load_f32(o + out_row + 64)
-        a2, b2 = load_f32(o + 2 * out_row), load_f32(o + 2 * out_row + 64)
-        a3, b3 = load_f32(o + 3 * out_row), load_f32(o + 3 * out_row + 64)
-        for t in range(t0, t1):
-            w, s = (v0 if t < 8 else v1) + token_bytes * t + b, p + 4 * t
-            low, high = load_f16(w), load_f16(w + 32)
-            x = load_splat_f32(s)
-            a0, b0 = fma(low, x, a0), fma(high, x, b0)
-            x = load_splat_f32(s + SCORE_ROW)
-            a1, b1 = fma(low, x, a1), fma(high, x, b1)
-            x = load_splat_f32(s + 2 * SCORE_ROW)
-            a2, b2 = fma(low, x, a2), fma(high, x, b2)
-            x = load_splat_f32(s + 3 * SCORE_ROW)
-            a3, b3 = fma(low, x, a3), fma(high, x, b3)
-            prefetch((next0 if t < 8 else next1) + 8 * b + 64 * t)
-        store_f32(o, a0)
-        store_f32(o + 64, b0)
-        store_f32(o + out_row, a1)
-        store_f32(o + out_row + 64, b1)
-        store_f32(o + 2 * out_row, a2)
-        store_f32(o + 2 * out_row + 64, b2)
-        store_f32(o + 3 * out_row, a3)
-        store_f32(o + 3 * out_row + 64, b3)
 
 
 @njit(**JIT)
@@ -229,9 +152,9 @@ def attend_span(
         for r in range(0, rows, 4):
             s, queries = scores + SCORE_ROW * r + 32 * i, q + 32 * head_dim * r
             if scales == 0:
-                _scores4(k0, k1, head_dim, queries, s)
+                half_scores(k0, k1, s0, s1, head_dim, queries, s)
             else:
-                code_scores4(k0, k1, s0, s1, head_dim, queries, s)
+                code_scores(k0, k1, s0, s1, head_dim, queries, s)
         # Nothing is visible of a group that is not there.
         start1 = GROUP_TOKENS * g1 if i + 1 < end else high
         _mask_pair(scores + 32 * i, rows, GROUP_TOKENS * g0, start1, low, high)
@@ -253,9 +176,9 @@ def attend_span(
         for r in range(0, rows, 4):
             s, p = scores + SCORE_ROW * r + 32 * i, values + partial_row * r
             if scales == 0:
-                _values4(v0, v1, t0, t1, head_dim, s, p, partial_row, n0, n1)
+                half_values(v0, v1, s0, s1, t0, t1, head_dim, s, p, partial_row, n0, n1)
             else:
-                code_values4(v0, v1, s0, s1, t0, t1, head_dim, s, p, partial_row, n0, n1)
+                code_values(v0, v1, s0, s1, t0, t1, head_dim, s, p, partial_row, n0, n1)
 
 
 @njit(**JIT)

@@ -92,7 +92,7 @@ def test_few_open_files(hga, small, tmp_path):
 
 
 def test_no_lockable_memory_for_io_uring(hga, small):
-    pytest.importorskip("liburing")
+    pytest.importorskip("liburing", reason="the package liburing is not installed")
     words = ["run", small, "-p", "hello", "-n", "3", "--temp", "0", "--kv", "disk", "--io"]
     plain = hga(*words, "threads")
     locked = hga(*words, "uring", preexec_fn=limited(resource.RLIMIT_MEMLOCK, 0))
