@@ -165,6 +165,8 @@ def cluster():
     pytest.importorskip("ray", reason="Ray is not installed (make setup-cluster)")
     from ray.cluster_utils import Cluster
 
+    # Ray ends this process by a handler of its own, which it leaves behind.
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     made = Cluster()
     try:
         for _ in range(2):
@@ -172,6 +174,8 @@ def cluster():
         yield made
     finally:
         made.shutdown()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
