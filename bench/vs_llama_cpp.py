@@ -52,17 +52,19 @@ class Runner(Protocol):
 
 
 class HgaRunner:
-    """hga, by its Python interface."""
+    """hga, by its Python interface; `text` may be token ids."""
 
-    def __init__(self, model: str, ctx: int, threads: int, text: str, attention: str) -> None:
+    def __init__(
+        self, model: str, ctx: int, threads: int, text: str | list[int], **options: Any
+    ) -> None:
         from hga.runtime import Engine, Options
         from hga.tools.resolve import resolve
         from hga.tools.status import Status
 
         path = resolve(model, Status(quiet=True))
-        self._engine = Engine.open(path, Options(ctx=ctx, threads=threads, attention=attention))
+        self._engine = Engine.open(path, Options(ctx=ctx, threads=threads, **options))
         self.session = self._engine.session()
-        self.ids = self._engine.tokenizer.encode(text)
+        self.ids = self._engine.tokenizer.encode(text) if isinstance(text, str) else text
         self.backend = self._engine.backend
 
     def reach(self, depth: int) -> None:
@@ -88,9 +90,11 @@ def silence(llama_cpp: Any) -> None:
 
 
 class LlamaRunner:
-    """llama.cpp, by llama-cpp-python; one call of llama_decode a token."""
+    """llama.cpp, by llama-cpp-python; one call of llama_decode a token; `text` may be token ids."""
 
-    def __init__(self, model: str, ctx: int, threads: int, text: str, flash: bool) -> None:
+    def __init__(
+        self, model: str, ctx: int, threads: int, text: str | list[int], flash: bool
+    ) -> None:
         import llama_cpp
 
         silence(llama_cpp)
@@ -104,7 +108,8 @@ class LlamaRunner:
             flash_attn=flash,
             verbose=False,
         )
-        self.ids = self._llama.tokenize(text.encode(), add_bos=False)
+        is_text = isinstance(text, str)
+        self.ids = self._llama.tokenize(text.encode(), add_bos=False) if is_text else text
         self.backend = f"llama-cpp-python {llama_cpp.__version__}"
 
     def reach(self, depth: int) -> None:
@@ -121,8 +126,13 @@ class LlamaRunner:
             self._llama.eval([token])
 
 
-def _serve(pipe: Connection, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    runner = make(*arguments)
+def _serve(
+    pipe: Connection, group: Path | None, make: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    if group is not None:
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+    *plain, options = arguments
+    runner = make(*plain, **options)
     pipe.send((runner.backend, len(runner.ids)))
     while True:
         try:
@@ -137,12 +147,15 @@ def _serve(pipe: Connection, make: Callable[..., Any], arguments: tuple[Any, ...
 
 
 class Worker:
-    """A runner in a process of its own."""
+    """A runner in a process of its own, which enters the control group `group` first."""
 
-    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+    def __init__(
+        self, make: Callable[..., Any], *arguments: Any, group: Path | None = None, **options: Any
+    ) -> None:
         self._pipe, other = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
-        self._process = context.Process(target=_serve, args=(other, make, arguments), daemon=True)
+        given = (other, group, make, (*arguments, options))
+        self._process = context.Process(target=_serve, args=given, daemon=True)
         self._process.start()
         other.close()
         self.backend, self.n_ids = self._pipe.recv()
@@ -223,15 +236,16 @@ def main() -> None:
     # More bytes than tokens of any vocabulary have; the rest need not be encoded.
     text = text[: 16 * ctx]
     with requantized(values.model, values.requantize) as converted:
+        common = (ctx, values.threads, text)
         workers = {
-            "hga": Worker(HgaRunner, values.model, ctx, values.threads, text, "hga"),
-            "hga dense": Worker(HgaRunner, values.model, ctx, values.threads, text, "dense"),
+            "hga": Worker(HgaRunner, values.model, *common, attention="hga"),
+            "hga dense": Worker(HgaRunner, values.model, *common, attention="dense"),
         }
         for name, file in ((_PEER, values.model), (f"{_PEER} {values.requantize}", converted)):
             if file:
                 for flash in (False, True):
                     label = name + _FLASH * flash
-                    workers[label] = Worker(LlamaRunner, file, ctx, values.threads, text, flash)
+                    workers[label] = Worker(LlamaRunner, file, *common, flash=flash)
         if min(worker.n_ids for worker in workers.values()) < most:
             parser.error(f"the text has fewer than {most} tokens (-f names another)")
         tests = [("decode", depth, values.tokens) for depth in sorted(values.depths)]
