@@ -93,11 +93,22 @@ class LlamaRunner:
     """llama.cpp, by llama-cpp-python; one call of llama_decode a token; `text` may be token ids."""
 
     def __init__(
-        self, model: str, ctx: int, threads: int, text: str | list[int], flash: bool
+        self,
+        model: str,
+        ctx: int,
+        threads: int,
+        text: str | list[int],
+        flash: bool,
+        repack: bool = True,
     ) -> None:
         import llama_cpp
 
         silence(llama_cpp)
+        if not repack:
+            # Repacked weights are a copy in memory, of which nothing can be given up.
+            params = llama_cpp.llama_model_default_params()
+            params.use_extra_bufts = False
+            llama_cpp.llama_cpp.llama_model_default_params = lambda: params
         self._llama = llama_cpp.Llama(
             model,
             n_ctx=ctx,
@@ -158,7 +169,11 @@ class Worker:
         self._process = context.Process(target=_serve, args=given, daemon=True)
         self._process.start()
         other.close()
-        self.backend, self.n_ids = self._pipe.recv()
+        try:
+            self.backend, self.n_ids = self._pipe.recv()
+        except EOFError:
+            self.close()
+            raise SystemExit(f"{make.__name__} ended with {self._process.exitcode}") from None
 
     def seconds(self, test: str, depth: int, count: int) -> float:
         """Time of one `prefill` or `decode` of count tokens at a depth."""

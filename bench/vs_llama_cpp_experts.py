@@ -2,12 +2,13 @@
 they want, and each in a memory control group smaller than the file.
 
     python bench/synthetic_gguf.py moe.gguf --layers 6
-    python bench/vs_llama_cpp_experts.py moe.gguf [--mem 1200m] [-n 16] [-r 5] [-t 2]
+    python bench/vs_llama_cpp_experts.py moe.gguf [--mem 1600m] [-n 16] [-r 5] [-t 2]
 
 Tokens follow topics, as those of bench/synthetic.py do, since which experts serve a token decides
-what is read. hga is told the limit by --mem, llama.cpp maps the file; what the system keeps of the
-file is dropped before either starts, so that it is charged to who reads it. Needs Linux and the
-right to make a control group. Prints a table and one JSON object.
+what is read. hga is told the limit by --mem; llama.cpp maps the file, and there does not repack it,
+since the copy would not fit. What the system keeps of the file is dropped before either starts, so
+that it is charged to who reads it. Needs Linux and the right to make a control group. Prints a
+table and one JSON object.
 """
 
 import argparse
@@ -29,6 +30,8 @@ from hga.tools.resolve import resolve
 from hga.tools.status import Status
 
 _CTX, _SLACK = 4096, 1.03
+# Tokens before the first round: enough that every expert has been used; less where that takes long.
+_WARM, _WARM_LIMITED = 768, 96
 # Ids below are the tokenizer's own; a run of so many covers every topic several times.
 _FIRST, _SPAN = 1024, 8192
 
@@ -75,26 +78,26 @@ def compare(values: argparse.Namespace, mem: int | None) -> dict[str, Any]:
     packed = resolve(values.model, Status(quiet=True))
     for path in (Path(values.model), packed):
         forget(path)
-    common = (_CTX, values.threads, ids)
-    with limited("hga", limit) as ours, limited("llama", limit) as theirs:
-        workers = {
-            "hga": Worker(HgaRunner, str(packed), *common, group=ours, mem=mem),
-            "llama.cpp": Worker(LlamaRunner, values.model, *common, group=theirs, flash=False),
-        }
-        speeds: dict[str, list[float]] = {name: [] for name in workers}
-        try:
-            # A first stretch fills what each keeps in memory; then every round has new tokens.
-            for worker in workers.values():
-                worker.seconds("decode", 0, values.warm)
-            for depth in range(
-                values.warm, values.warm + values.rounds * values.tokens, values.tokens
-            ):
-                for name, worker in workers.items():
-                    seconds = worker.seconds("decode", depth, values.tokens)
-                    speeds[name].append(values.tokens / seconds)
-        finally:
-            for worker in workers.values():
-                worker.close()
+    warm = _WARM if mem is None else _WARM_LIMITED
+    speeds: dict[str, list[float]] = {"hga": [], "llama.cpp": []}
+    with contextlib.ExitStack() as stack:
+        ours, theirs = (stack.enter_context(limited(name, limit)) for name in ("hga", "llama"))
+        peer = {"flash": False, "repack": mem is None}
+        workers = {}
+        for name, make, path, group, options in (
+            ("hga", HgaRunner, str(packed), ours, {"mem": mem}),
+            ("llama.cpp", LlamaRunner, values.model, theirs, peer),
+        ):
+            worker = Worker(make, path, _CTX, values.threads, ids, group=group, **options)
+            stack.callback(worker.close)
+            workers[name] = worker
+        # A first stretch fills what each keeps in memory; then every round has new tokens.
+        for worker in workers.values():
+            worker.seconds("decode", 0, warm)
+        for depth in range(warm, warm + values.rounds * values.tokens, values.tokens):
+            for name, worker in workers.items():
+                seconds = worker.seconds("decode", depth, values.tokens)
+                speeds[name].append(values.tokens / seconds)
     ratios = [a / b for a, b in zip(speeds["hga"], speeds["llama.cpp"])]
     return {
         "mem": mem,
@@ -109,7 +112,6 @@ def main() -> None:
     parser.add_argument("model", help="a GGUF file")
     parser.add_argument("--mem", type=parse_size, default=None, help="also within so much memory")
     parser.add_argument("-n", "--tokens", type=int, default=16)
-    parser.add_argument("--warm", type=int, default=48)
     parser.add_argument("-r", "--rounds", type=int, default=5)
     parser.add_argument("-t", "--threads", type=int, default=len(os.sched_getaffinity(0)))
     values = parser.parse_args()
