@@ -84,6 +84,9 @@ RUN = (
          "longest reply in tokens; -1: no limit (default: -1, 256 without a chat template)", "N",
          "sampling", default=0),
     JSON_SCHEMA, *SAMPLING, JSON,
+    Flag("markdown", ("--markdown",), choice("auto", "on", "off"),
+         "style the Markdown of replies on a terminal: on, off, or auto: in a chat, but not JSON "
+         "(default: auto)", "WHEN", "output", default="auto"),
     Flag("trace", ("--trace",), Path,
          "write what every token read and waited for, a line of JSON each", "FILE", "output"),
     *OUTPUT,

@@ -136,7 +136,7 @@ def _system(context: Context, rest: str) -> None:
 SETTABLE = {
     flag.name: flag
     for flag in flags.COMMANDS["run"]
-    if flag.name in {"predict", "attention", "budget"} or flag in SAMPLING
+    if flag.name in {"predict", "attention", "budget", "markdown"} or flag in SAMPLING
 }
 
 
@@ -155,12 +155,17 @@ def _set(context: Context, rest: str) -> None:
     conversation = context.talk.conversation
     if name in ("attention", "budget"):
         setattr(conversation.session, name, value)
+    elif name == "markdown":
+        context.talk.markdown = cast(str, value)
     elif name == "predict":
         conversation.predict = cast("int | None", value)
     else:
         changed: Any = {SAMPLER_OPTIONS[name]: value}
         conversation.sampling = replace(conversation.sampling, **changed)
-    context.status.say(f"{name} {'no limit' if value is None and name == 'predict' else text}")
+    shown = "no limit" if value is None and name == "predict" else text
+    if name == "markdown" and text == "on" and not context.talk.styled:
+        shown = "on, but nothing is styled: no terminal, NO_COLOR or --quiet"
+    context.status.say(f"{name} {shown}")
 
 
 def _show(context: Context, rest: str) -> None:
@@ -181,6 +186,7 @@ def _show(context: Context, rest: str) -> None:
         f"repeat_penalty  {sampling.repeat_penalty:g}",
         f"seed            {conversation.seed}",
         f"predict         {predict}",
+        f"markdown        {talk.markdown}, replies {'' if talk.styled else 'not '}styled",
     ]
     if conversation.session.saved is not None:
         lines.append(f"session         {conversation.session.saved.name}")

@@ -149,6 +149,13 @@ def test_set_checks_key_and_value(run_lines):
     assert {"temp", "predict", "attention", "budget", "seed"} <= set(SETTABLE)
 
 
+def test_markdown_is_set_and_shown(run_lines):
+    _, _, err, _ = run_lines(["/show", "/set markdown on", "/set markdown maybe", "/show"])
+    assert "markdown        auto, replies not styled" in err
+    assert "markdown on, but nothing is styled" in err and "expected auto, on, off" in err
+    assert "markdown        on, replies not styled" in err
+
+
 def test_read_counts_before_it_spends(run_lines, say, tmp_path):
     path = tmp_path / "a note.txt"
     path.write_text("words of the note")
