@@ -103,6 +103,7 @@ def build_parser(prog: str = "hga") -> argparse.ArgumentParser:
     parser = _Parser(
         prog=prog,
         description="Run long-context language models on an ordinary machine.",
+        epilog="hga help lists topics that are explained: memory, sessions, config, …",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version)

@@ -55,7 +55,8 @@ def read_tree(parser: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> C
                     action.nargs in ("+", "*"), tuple(action.choices or ()),
                 )
             )  # fmt: skip
-    flags: tuple[Flag, ...] = parser.get_default("flags") or ()
+    # A command of commands may have the flags of the one that runs by default, and refuses them.
+    flags: tuple[Flag, ...] = () if children else parser.get_default("flags") or ()
     return Command(
         words, parser.description or "", tuple(f for f in flags if not f.hidden), tuple(operands),
         tuple(children),

@@ -115,7 +115,8 @@ def _item(block: Block, width: int, styled: bool) -> list[str]:
 def _table(block: Block, width: int, styled: bool) -> list[str]:
     """Columns as wide as they need to be, the last one wrapped; one that would leave it no room
     stands on a line of its own."""
-    rows = [row for row in block.rows if any(row)]
+    # A head that does not name every column says nothing that the text before does not.
+    rows = block.rows if all(block.rows[0]) else block.rows[1:]
     n_last = len(rows[0]) - 1
     widths = [max(len(_plain(row[i])) for row in rows) for i in range(n_last)]
     widths = [min(each, width // 2) for each in widths]
