@@ -28,6 +28,9 @@ def manual_page(tree: Command) -> str:
     shared = _shared(commands)
     lines = [
         f'.TH HGA 1 "" "hga {version("hga")}" "User Commands"',
+        # Left-aligned and not hyphenated: what is typed must be found by a search.
+        ".ad l",
+        ".nh",
         ".SH NAME",
         f"hga \\- {_escape(_lower(tree.about).rstrip('.'))}",
         ".SH SYNOPSIS",
