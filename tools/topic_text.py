@@ -96,7 +96,8 @@ def render(markdown: str, width: int, styled: bool) -> str:
 
 
 def _heading(block: Block, width: int, styled: bool) -> list[str]:
-    return [f"\x1b[1m{block.text}\x1b[0m" if styled else block.text]
+    lines = _wrapped(block.text, width, False)
+    return [f"\x1b[1m{line}\x1b[0m" for line in lines] if styled else lines
 
 
 def _code(block: Block, width: int, styled: bool) -> list[str]:
@@ -157,16 +158,23 @@ def _wrapped(text: str, width: int, styled: bool) -> list[str]:
     if not styled:
         return lines
     # Where white space was folded, only the other characters can be followed through.
-    marks = iter([kind for kind, part in spans(text) for char in part if not char.isspace()])
+    marks = [
+        0 if kind == "plain" else number
+        for number, (kind, part) in enumerate(spans(text), 1)
+        for char in part
+        if not char.isspace()
+    ]
     return [_styled_line(line, marks) for line in lines]
 
 
-def _styled_line(line: str, marks: Iterator[str]) -> str:
-    out, on = "", False
+def _styled_line(line: str, marks: list[int]) -> str:
+    """A line with the spans of its characters, which are taken off `marks`, in bold."""
+    out, now = "", 0
     for char in line:
-        strong = on if char.isspace() else next(marks) != "plain"
-        if strong != on:
-            out += "\x1b[1m" if strong else "\x1b[0m"
-            on = strong
+        # White space is bold between two characters of one span.
+        mark = marks.pop(0) if not char.isspace() else now if marks[:1] == [now] else 0
+        if mark != now:
+            out += "\x1b[0m" * bool(now) + "\x1b[1m" * bool(mark)
+            now = mark
         out += char
-    return out + ("\x1b[0m" if on else "")
+    return out + "\x1b[0m" * bool(now)
