@@ -81,7 +81,7 @@ def test_a_reply_is_styled_and_nothing_else(start):
     assert shown.startswith("\x1b[1;36m# ")
     assert "\x1b[1mh" in shown and "\x1b[32m2" in shown and "\x1b[3mw" in shown
     assert "\x1b[36m-" in shown and "\x1b[32md" in shown
-    code = shown[shown.index("python") : shown.index("Hostile")]
+    code = shown[shown.index("```") : shown.index("Hostile")]
     assert "\x1b[1m" not in code, "code is not emphasised"
     screen.see(">>>")
     screen.type("/set markdown off\r")
