@@ -35,6 +35,7 @@ TOPICS: dict[str, tuple[tuple[str, ...], str]] = {
     "measure": (("speed", "benchmark"), "speed, loss and retrieval, measured"),
     "config": (("environment", "variables"), "configuration file and HGA_ variables"),
     "files": (("folders", "cache"), "files and folders"),
+    "shell": (("completion", "man"), "completion for your shell, the manual page"),
     "exit-codes": (("codes", "errors"), "exit codes"),
     "troubleshooting": (("trouble", "problems"), "error messages: cause and remedy"),
 }
