@@ -44,17 +44,21 @@ class Command:
 
 def read_tree(parser: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> Command:
     """The tree of a parser that `hga.tools.cli.build_parser` made; hidden flags are left out."""
-    operands, children = [], []
+    operands: list[Operand] = []
+    children: list[Command] = []
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             children = [read_tree(each, (*words, name)) for name, each in action.choices.items()]
         elif not action.option_strings:
             operands.append(
                 Operand(
-                    str(action.metavar or action.dest), action.help or "", action.nargs in ("?", "*"),
-                    action.nargs in ("+", "*"), tuple(action.choices or ()),
+                    metavar=str(action.metavar or action.dest),
+                    help=action.help or "",
+                    optional=action.nargs in ("?", "*"),
+                    repeated=action.nargs in ("+", "*"),
+                    words=tuple(action.choices or ()),
                 )
-            )  # fmt: skip
+            )
     # A command of commands may have the flags of the one that runs by default, and refuses them.
     flags: tuple[Flag, ...] = () if children else parser.get_default("flags") or ()
     return Command(

@@ -124,7 +124,7 @@ def bash(tree: Command) -> str:
     """The script for bash, 3.2 (that of macOS) and newer."""
     aliases = [f"        {program}) path=/{path} ;;" for program, path in ALIASES.items()]
     paths = [
-        f"            '{_bash_path(each.words[:-1])}/{each.words[-1]}') path={_bash_path(each.words)} ;;"
+        f"            '{_bash_path(each.words)}') path={_bash_path(each.words)} ;;"
         for each in tree.walk()
         if each.words
     ]

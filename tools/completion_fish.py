@@ -46,9 +46,7 @@ def _path(words: tuple[str, ...]) -> str:
 def _command(command: Command) -> list[str]:
     at = _path(command.words) or '""'
     where = f"complete -c hga -n '__hga_at {at}'"
-    lines = [
-        f"{where} -a {each.words[-1]} -d {_quoted(each.about)}" for each in command.children
-    ]
+    lines = [f"{where} -a {each.words[-1]} -d {_quoted(each.about)}" for each in command.children]
     for operand in command.operands[:1]:
         lines.append(f"{where} {_values(operand_values(command, operand))}")
     lines += [f"{where} {_flag(flag)}" for flag in command.flags]

@@ -59,7 +59,7 @@ def manual_page(tree: Command) -> str:
     lines.append(".SH ENVIRONMENT")
     lines += _variables(commands)
     lines += [".SH SEE ALSO", "docs/guide.md and docs/troubleshooting.md of the project, or"]
-    lines += [".B hga help", "and", ".BR \"hga help troubleshooting\" ."]
+    lines += [".B hga help", "and", '.BR "hga help troubleshooting" .']
     return "\n".join(lines) + "\n"
 
 
@@ -172,9 +172,7 @@ _RENDERERS: dict[str, Callable[[Block], Iterator[str]]] = {
 
 
 def _text(text: str) -> str:
-    parts = [
-        _escape(part) if kind == "plain" else _bold(part) for kind, part in spans(text)
-    ]
+    parts = [_escape(part) if kind == "plain" else _bold(part) for kind, part in spans(text)]
     return _line("".join(parts))
 
 

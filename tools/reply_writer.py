@@ -5,6 +5,7 @@ Invariant: what is written is the model's text, but for control characters on a 
 shown as escapes (`\\x1b`), and styles, which `TERM=dumb`, `NO_COLOR` and --quiet turn off.
 """
 
+import json
 import re
 import sys
 
@@ -14,6 +15,25 @@ from hga.tools.status import flush_output
 
 # Control characters that move a terminal as text does.
 _HARMLESS = re.compile("(\t|\r\n)")
+# What JSON leaves as it is and a terminal may obey.
+_UNESCAPED = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def terminal_text(text: str) -> str:
+    """Text as a terminal may show it: control characters but tabs and line ends as escapes."""
+    parts = _HARMLESS.split(text)
+    return "".join(part if i % 2 else printable(part) for i, part in enumerate(parts))
+
+
+def shown(text: str) -> str:
+    """Text for standard output: as it is, or for a terminal where it is one."""
+    return terminal_text(text) if sys.stdout.isatty() else text
+
+
+def json_line(value: object) -> str:
+    """A value as JSON on one line that no terminal obeys."""
+    text = json.dumps(value, ensure_ascii=False)
+    return _UNESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
 class ReplyWriter:
@@ -40,8 +60,7 @@ class ReplyWriter:
             piece, self._held = self._held + piece, ""
             if piece.endswith("\r"):
                 piece, self._held = piece[:-1], "\r"
-            parts = _HARMLESS.split(piece)
-            piece = "".join(part if i % 2 else printable(part) for i, part in enumerate(parts))
+            piece = terminal_text(piece)
         if piece:
             self._ends_line = piece.endswith("\n")
         self._put(piece if self._styler is None else self._styler.push(piece))

@@ -4,7 +4,6 @@ Generated text is all that standard output gets, plus the JSON object where --js
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,9 +17,9 @@ from hga.tools.errors import FAILED, INTERRUPTED, OK, UsageError, printable
 from hga.tools.figures import reply_json, turn_line
 from hga.tools.folders import cache_folder
 from hga.tools.interrupt import Interrupt
+from hga.tools.reply_writer import ReplyWriter, json_line
 from hga.tools.schemas import compile_schema
 from hga.tools.sessions import look_all, sessions_folder
-from hga.tools.reply_writer import ReplyWriter
 from hga.tools.status import Status, allows_colour, flush_output, size
 from hga.tools.texts import bounded, decode, read_text
 from hga.tools.trace import traced
@@ -273,7 +272,7 @@ class Talk:
             self._status.faint(turn_line(reply, self.conversation.session, self.engine))
         if self._json:
             figures = reply_json(reply, self.conversation.session, self.engine)
-            sys.stdout.write(json.dumps(figures, ensure_ascii=False) + "\n")
+            sys.stdout.write(json_line(figures))
             flush_output()
 
 

@@ -133,9 +133,7 @@ def _table(block: Block, width: int, styled: bool) -> list[str]:
         if sum(max(widths[i], len(_plain(row[i]))) + 2 for i in range(n_last)) > left:
             out.append(first.rstrip())
             first = " " * left
-        out += [
-            ((first if i == 0 else " " * left) + line).rstrip() for i, line in enumerate(lines)
-        ]
+        out += [((first if i == 0 else " " * left) + line).rstrip() for i, line in enumerate(lines)]
     return out
 
 

@@ -69,9 +69,10 @@ wait_for() {{ seen=; repeat 400; do zpty -rt z part && seen+=$part; [[ $seen == 
     sleep 0.02; done }}
 zpty -w z 'PS1=; stty -echo; autoload -Uz compinit; compinit -u -D; source {path}'
 zpty -w z 'zstyle ":completion:*" verbose no; unsetopt auto_menu list_ambiguous; setopt list_packed'
-zpty -w z 'finish() {{ print -r -- "<<$BUFFER>>" }}; zle -N finish; bindkey "^X" finish; echo re""ady'
+zpty -w z 'finish() {{ print -r -- "<<$BUFFER>>" }}; zle -N finish; bindkey "^X" finish'
+zpty -w z 'echo re""ady'
 wait_for ready
-zpty -w -n z {' '.join(words)!r}$'\\t\\x18'
+zpty -w -n z {" ".join(words)!r}$'\\t\\x18'
 wait_for '>>'
 print -r -- $seen
 """

@@ -200,7 +200,8 @@ def test_man_and_guide_exclude_each_other(hga):
 
 
 def test_blocks_of_the_subset():
-    text = "# T\n\nA `b c` **d** [e](f.md).\n\n- one\n- two\n\n    code\n\n      more\n\n| a | |\n| - | - |\n| `x\\|y` | z |\n"
+    text = "# T\n\nA `b c` **d** [e](f.md).\n\n- one\n- two\n\n    code\n\n      more\n\n"
+    text += "| a | |\n| - | - |\n| `x\\|y` | z |\n"
     blocks = parse(text)
     assert [b.kind for b in blocks] == ["heading", "paragraph", "item", "item", "code", "table"]
     assert spans(blocks[1].text) == [

@@ -66,6 +66,6 @@ def test_man_renders_it_without_a_warning(page, tmp_path, width):
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     out = done.stdout
-    assert "--expert-hints HOW" in out and 'temp = 0.2' in out and "130" in out
+    assert "--expert-hints HOW" in out and "temp = 0.2" in out and "130" in out
     code = re.findall(r"^ +export HGA_CTX=16k HGA_TEMP=0.2$", out, re.MULTILINE)
     assert code, "code keeps its line"

@@ -22,7 +22,9 @@ def cop(*args):
     return args[0] ** 2  # **no**
 ```
 Hostile: \x1b[2J\x1b]0;owned\x07 and \x9b1m end.
-""" + "".join(f"{i}. line {i} of a reply longer than the screen\n" for i in range(1, 31)) + "done `"  # fmt: skip
+"""
+REPLY += "".join(f"{i}. line {i} of a reply longer than the screen\n" for i in range(1, 31))
+REPLY += "done `"
 SHOWN = REPLY.replace("\x1b", "\\x1b").replace("\x07", "\\x07").replace("\x9b", "\\x9b")
 
 CODE = """\

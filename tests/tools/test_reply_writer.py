@@ -1,13 +1,15 @@
 """Replies on standard output: bytes elsewhere, safe and styled text on a terminal."""
 
 import io
+import json
 import sys
 
 import pytest
 
 from hga.runtime.sampler import SamplerOptions
+from hga.tools import errors
 from hga.tools.conversation import Conversation
-from hga.tools.reply_writer import ReplyWriter
+from hga.tools.reply_writer import ReplyWriter, json_line, shown
 from hga.tools.run import Talk
 from hga.tools.status import Status
 
@@ -52,6 +54,19 @@ def test_a_pipe_gets_every_byte_and_a_terminal_no_control_character(output, piec
     terminal = output(True)
     write(pieces)
     assert terminal.getvalue() == SHOWN + "\n"
+
+
+def test_figures_as_json_are_harmless_and_the_same_value():
+    line = json_line({"text": HOSTILE, "é": "日本"})
+    assert json.loads(line) == {"text": HOSTILE, "é": "日本"} and "日本" in line
+    assert errors.printable(line) == line and line.endswith("}\n")
+
+
+def test_other_output_is_made_safe_on_a_terminal_alone(output):
+    output(False)
+    assert shown(HOSTILE) == HOSTILE
+    output(True)
+    assert shown(HOSTILE) == SHOWN
 
 
 def test_the_last_line_is_ended_once(output):
