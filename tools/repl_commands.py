@@ -142,6 +142,9 @@ SETTABLE = {
 
 def _set(context: Context, rest: str) -> None:
     words = rest.split()
+    if not words:
+        context.status.say(f"keys: {', '.join(SETTABLE)}; /show has their values")
+        return
     if len(words) != 2:
         raise UsageError(f"/set KEY VALUE, where KEY is one of {', '.join(SETTABLE)}")
     name, text = words[0].replace("-", "_"), words[1]
@@ -229,7 +232,7 @@ COMMANDS = (
     ),
     Command(("/load",), "/load NAME", "go on with a saved conversation", repl_sessions.load),
     Command(("/list",), "/list", "the saved conversations", repl_sessions.list_all),
-    Command(("/set",), "/set KEY VALUE", f"change {', '.join(SETTABLE)}", _set),
+    Command(("/set",), "/set KEY VALUE", "change a setting; /set alone lists the keys", _set),
     Command(("/show",), "/show", "the model and the settings", _show),
     Command(("/stats",), "/stats", "figures of the last turn", _stats),
     Command(("/ctx",), "/ctx", "how full the context is", _ctx),

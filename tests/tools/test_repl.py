@@ -124,6 +124,7 @@ def test_help_lists_every_command_and_no_other(run_lines):
     _, _, err, _ = run_lines(["/help"])
     for command in COMMANDS:
         assert command.usage in err
+    assert len(err.splitlines()) < 23 and max(map(len, err.splitlines())) < 80
 
 
 def test_clear_undo_regen(run_lines, say):
@@ -143,6 +144,7 @@ def test_set_checks_key_and_value(run_lines):
     sampling = conversation.sampling
     assert (sampling.temperature, sampling.top_k, sampling.seed) == (0.3, 5, 4)
     assert "temp: 'hot' is not a number" in err and "did you mean temp?" in err
+    assert f"keys: {', '.join(SETTABLE)}; /show has their values" in err
     _, _, err, conversation = run_lines(["/set attention dense", "/set budget 2%", "/set budget x"])
     assert (conversation.session.attention, conversation.session.budget) == ("dense", "2%")
     assert "invalid budget" in err
