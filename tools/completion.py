@@ -1,7 +1,8 @@
 """`hga completion SHELL`: scripts for bash, zsh and fish, generated from the tree of commands.
 
 What a value may be is read off the flag: the words that its parser takes, or by its placeholder
-files, folders or saved sessions. Scripts ask nothing of `hga` when they run.
+files, folders or saved sessions. Scripts ask nothing of `hga` when they run. (Of the packages that
+do this, shtab knows no fish, and argcomplete starts Python at every Tab.)
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Literal
 from hga.tools.command_tree import Command, Operand
 from hga.tools.demo import BUNDLES
 from hga.tools.flag import Flag
+from hga.tools.flags import COMMANDS
 from hga.tools.help import TOPICS
 
 Place = Literal["", "file", "folder", "session"]
@@ -48,17 +50,12 @@ def flag_values(flag: Flag) -> Values:
 def operand_values(command: Command, operand: Operand) -> Values:
     """What to offer as an operand."""
     if operand.metavar == "TOPIC":
-        return Values(tuple(dict.fromkeys((*TOPICS, *_COMMAND_NAMES))))
+        commands = (name.split()[0] for name in COMMANDS)
+        return Values(tuple(dict.fromkeys((*TOPICS, *commands))))
     if command.words[:1] == ("sessions",) and operand.metavar == "NAME":
         return Values((), "session")
     words = operand.words or _WORDS.get(operand.metavar, ())
     return Values(words, _PLACES.get(operand.metavar, ""))
-
-
-_COMMAND_NAMES = (
-    "run", "batch", "serve", "pack", "inspect", "verify", "sessions", "plan", "doctor", "bench",
-    "eval",
-)  # fmt: skip
 
 
 def script(shell: str, tree: Command) -> str:
