@@ -77,7 +77,7 @@ def mention(words):
     while words and not words[0].startswith("-"):
         groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
         if not groups:
-            return ""
+            break
         if words[0] not in groups[0].choices:
             return f"no command {words[0]!r}"
         parser = groups[0].choices[words.pop(0)]
@@ -220,7 +220,10 @@ def test_wrong_commands_would_be_noticed(shown, check, line, said):
 
 
 def test_a_flag_that_is_only_mentioned_is_checked(shown, check):
-    for line, said in (("hga batch --ray", ""), ("hga batch --rya", "--rya"), ("hga nap", "nap")):
+    for line, said in (
+        ("hga batch --ray", ""), ("hga batch --rya", "--rya"), ("hga nap", "nap"),
+        ("hga eval gap MODEL --ctx 1k --segmants 2", "--segmants"),
+    ):  # fmt: skip
         (stage,) = shown.Shown("here", line).stages
         found = check(stage, False)
         assert said in found and bool(said) == bool(found)

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from hga.tools import cli
+from hga.tools import cli, manual
 from hga.tools.command_tree import read_tree
 from hga.tools.manual import manual_page
 
@@ -52,6 +52,12 @@ def test_no_line_is_a_request_by_accident(page):
     assert requests <= {".TH", ".SH", ".SS", ".TP", ".PP", ".IP", ".RS", ".RE", ".nf", ".fi", ".B",
                         ".BR", ".br", ".ad", ".nh"}  # fmt: skip
     assert page.isascii()
+
+
+def test_text_is_kept_as_it_stands():
+    text = manual._text("'a\\b' - `--x` ~^ é …")
+    assert text == "\\&\\(aqa\\eb\\(aq \\- \\fB\\-\\-x\\fR \\(ti\\(ha \\[u00E9] ..."
+    assert manual._text(".profile") == "\\&.profile"
 
 
 @pytest.mark.parametrize("width", [60, 80])
