@@ -211,6 +211,25 @@ def test_completion():
     assert complete("t", names=SETTABLE) == ["temp", "top_k", "top_p"]
 
 
+def test_what_the_editor_completes(tmp_path, monkeypatch):
+    from prompt_toolkit.completion import CompleteEvent
+    from prompt_toolkit.document import Document
+
+    completer = repl_module._completer(lambda: ["trip", "work"])
+    (tmp_path / "notes.md").touch()
+    monkeypatch.chdir(tmp_path)
+
+    def offers(text):
+        found = completer.get_completions(Document(text, len(text)), CompleteEvent())
+        return [text[: len(text) + each.start_position] + each.text for each in found]
+
+    assert offers("/re") == ["/read", "/regen"] and offers("hello") == []
+    assert offers("/set mark") == ["/set markdown"]
+    assert offers("/set markdown o") == ["/set markdown off", "/set markdown on"]
+    assert offers("/set temp 0") == [] and offers("/set nothing o") == []
+    assert offers("/load t") == ["/load trip"] and offers("/read no") == ["/read notes.md"]
+
+
 def test_plain_lines_prompt_on_standard_error(monkeypatch, capsys):
     import io
     import types
