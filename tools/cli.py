@@ -20,7 +20,13 @@ Handler = Callable[[argparse.Namespace, Status], int]
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with its errors as one line."""
+    """argparse with its errors as one line, and the nearest word where one of several was meant."""
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(each) for each in action.choices]
+            hint = close_match(str(value), known) or f": expected {', '.join(known)}"
+            raise argparse.ArgumentError(action, f"invalid choice {str(value)!r}{hint}")
 
     def error(self, message: str) -> NoReturn:
         raise errors.UsageError(f"{message}; see {self.prog} --help")

@@ -157,7 +157,7 @@ def test_a_script_has_every_command_and_option(shell, tree, capsys):
 
 def test_an_unknown_shell_is_refused(capsys):
     assert cli.main(["completion", "tcsh"]) == 2
-    assert "invalid choice: 'tcsh'" in capsys.readouterr().err
+    assert "invalid choice 'tcsh': expected bash, zsh, fish" in capsys.readouterr().err
 
 
 def test_the_tree_is_the_command_line(tree):
