@@ -181,8 +181,8 @@ def _bold(text: str) -> str:
 
 
 def _line(text: str) -> str:
-    """A line that is no request, whatever it begins with."""
-    return f"\\&{text}" if text[:1] in (".", "'") else text
+    """An escaped line that is no request, even where it begins with a full stop."""
+    return f"\\&{text}" if text.startswith(".") else text
 
 
 def _escape(text: str) -> str:

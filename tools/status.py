@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TextIO
 
+from hga.tools.errors import STDOUT
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -131,7 +133,7 @@ def flush_output() -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        error.filename = "standard output"
+        error.filename = STDOUT
         abandon(sys.stdout)
         raise
 

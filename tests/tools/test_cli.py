@@ -255,6 +255,11 @@ def test_exit_codes():
     assert errors.exit_code(ConfigError("x")) == 1
     assert "internal error" in errors.message(ConfigError("x"))
     assert errors.message(FetchError("a\n b")) == "a b"
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "f")
+    assert "f: No space left" in errors.message(full) and "--kv-dir" in errors.message(full)
+    full.filename = errors.STDOUT
+    assert errors.message(full) == f"standard output: {os.strerror(errno.ENOSPC)}"
+    assert errors.message(OSError(errno.ENOSPC, "half way; use -o", "f")) == "f: half way; use -o"
 
 
 def test_traceback_only_with_two_v(monkeypatch, capsys):

@@ -56,7 +56,7 @@ def test_no_line_is_a_request_by_accident(page):
 
 def test_text_is_kept_as_it_stands():
     text = manual._text("'a\\b' - `--x` ~^ é …")
-    assert text == "\\&\\(aqa\\eb\\(aq \\- \\fB\\-\\-x\\fR \\(ti\\(ha \\[u00E9] ..."
+    assert text == "\\(aqa\\eb\\(aq \\- \\fB\\-\\-x\\fR \\(ti\\(ha \\[u00E9] ..."
     assert manual._text(".profile") == "\\&.profile"
 
 
