@@ -7,6 +7,7 @@ are made from them by `make docs`, and a test compares.
 import argparse
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,11 +87,13 @@ def _about(word: str) -> str:
 
 
 def _overview(tree: "Command") -> str:
+    """The topics with a line each, and the commands by name: 23 lines, which fit a terminal."""
     width = max(map(len, TOPICS))
-    lines = ["usage: hga help [TOPIC]", "", "topics:"]
+    lines = ["hga help TOPIC explains"]
     lines += [f"  {name:{width}}  {about}" for name, (_, about) in TOPICS.items()]
-    lines += ["", "commands, each with --help:"]
-    lines += [f"  {each.name:{width}}  {each.about}" for each in tree.children]
+    lines += ["", "hga COMMAND --help has the flags of"]
+    names = textwrap.wrap(" ".join(each.name for each in tree.children), 76)
+    lines += [f"  {line}" for line in names]
     return "\n".join(lines) + "\n"
 
 

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hga.tools.markdown import MarkdownStyler
@@ -36,6 +36,7 @@ def styled(text):
     return found
 
 
+@settings(max_examples=200, deadline=None)
 @given(texts, st.data())
 @example("`" * 30 + "\n" + "*" * 30, None)
 def test_only_styles_are_added(text, data):
@@ -54,6 +55,7 @@ def test_only_styles_are_added(text, data):
         assert not codes or codes[-1] == "0", "a line break must stand in no style"
 
 
+@settings(max_examples=200, deadline=None)
 @given(texts, st.data())
 def test_styles_do_not_depend_on_the_pieces(text, data):
     cut = data.draw(st.integers(0, len(text)))
@@ -76,6 +78,7 @@ def join(out):
     return "".join(parts)
 
 
+@settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="*_`#- \n1.a", max_size=40))
 def test_little_is_held_back(text):
     styler, written = MarkdownStyler(), 0
