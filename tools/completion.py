@@ -163,5 +163,9 @@ def _bash_values(values: Values, elsewhere: str) -> str:
 def options_of(command: Command) -> list[str]:
     """All spellings of a command's options, those that argparse adds included."""
     found = [option for flag in command.flags for option in flag.options]
-    takes_version = not command.words or not command.children
-    return [*found, "-h", "--help", *(["--version"] if takes_version else [])]
+    return [*found, "-h", "--help", *(["--version"] if takes_version(command) else [])]
+
+
+def takes_version(command: Command) -> bool:
+    """Whether `--version` is an option: not of a command of commands."""
+    return not command.words or not command.children

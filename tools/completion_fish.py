@@ -1,7 +1,7 @@
 """The completion script for fish: a line an option, for the command that the line has so far."""
 
 from hga.tools.command_tree import Command
-from hga.tools.completion import ALIASES, Values, flag_values, operand_values
+from hga.tools.completion import ALIASES, Values, flag_values, operand_values, takes_version
 from hga.tools.flag import Flag
 
 _HEAD = """\
@@ -50,7 +50,10 @@ def _command(command: Command) -> list[str]:
     for operand in command.operands[:1]:
         lines.append(f"{where} {_values(operand_values(command, operand))}")
     lines += [f"{where} {_flag(flag)}" for flag in command.flags]
-    return [*lines, f"{where} -s h -l help -d 'show the flags'"]
+    lines.append(f"{where} -s h -l help -d 'show the flags'")
+    if takes_version(command):
+        lines.append(f"{where} -l version -d 'show the version'")
+    return lines
 
 
 def _flag(flag: Flag) -> str:

@@ -1,7 +1,7 @@
 """The completion script for zsh: a function a command, by `_arguments`, with descriptions."""
 
 from hga.tools.command_tree import Command
-from hga.tools.completion import ALIASES, Values, flag_values, operand_values
+from hga.tools.completion import ALIASES, Values, flag_values, operand_values, takes_version
 from hga.tools.flag import Flag
 
 _HEAD = """\
@@ -43,6 +43,8 @@ def _function(command: Command) -> str:
         lines += ["    esac"]
     specs = [_flag(flag) for flag in command.flags]
     specs.append("'(- *)'{-h,--help}'[show the flags]'")
+    if takes_version(command):
+        specs.append("'(- *)--version[show the version]'")
     if command.children:
         lines += ["    local curcontext=$curcontext state line", "    local -a commands"]
         lines.append("    commands=(")
