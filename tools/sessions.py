@@ -20,6 +20,7 @@ from hga.runtime.saved import encode_text, note_of, session_folder
 from hga.tools import conversation_state as states
 from hga.tools.errors import OK, UsageError, message, one_line
 from hga.tools.folders import cache_folder, state_folder
+from hga.tools.reply_writer import shown
 from hga.tools.status import Status, size
 
 Progress = Callable[[int, int], None]
@@ -213,5 +214,5 @@ def _show(folder: Path, as_json: bool) -> int:
         lines.append(f"system        {one_line(state.system)}")
     for user, reply in turns:
         lines += ["", *(f"> {line}" for line in user.splitlines()), reply]
-    print("\n".join(lines))
+    print(shown("\n".join(lines)))
     return OK

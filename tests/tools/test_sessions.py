@@ -119,6 +119,17 @@ def test_list_show_fork_and_remove(hga, ask, tmp_path):
     assert list(folder(tmp_path).parent.iterdir()) == []
 
 
+def test_a_conversation_cannot_steer_the_terminal_that_shows_it(hga, ask, monkeypatch):
+    import sys
+
+    ask("wipe \x1b[2J it", "--session", "a")
+    code, out, _ = hga("sessions", "show", "a")
+    assert code == 0 and "> wipe \x1b[2J it" in out, "a pipe gets it as it is"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    _, out, _ = hga("sessions", "show", "a")
+    assert "> wipe \\x1b[2J it" in out and "\x1b" not in out
+
+
 def test_a_folder_of_ones_own(hga, ask, tmp_path):
     ask("x", "--session", "a", "--kv-dir", tmp_path / "mine")
     assert (tmp_path / "mine" / "a" / "head-0").is_file() and not folder(tmp_path).exists()
