@@ -21,6 +21,7 @@ from .memory import aligned_zeros
 from .reader_files import DiskFile, open_file
 from .reader_modes import MODES, Way, choose
 from .reader_request import Request, read_error
+from .thread_slice import shorten_slice
 
 __all__ = ["MODES", "Reader", "Request"]
 
@@ -92,6 +93,7 @@ class Reader:
 
     def _serve(self) -> None:
         assert self._way is not None
+        shorten_slice()
         try:
             self._way.serve(self)
         except Exception as error:

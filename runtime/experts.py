@@ -108,7 +108,7 @@ class ExpertCache:
         useful = 4 * most_used(plan) <= self.n_slots < self._n_experts
         self._switch = HintSwitch() if useful and hints == "auto" else None
         r["hints"] = _HINTED_RANKS if useful and hints != "off" else 0
-        self._tokens = 0
+        self._tokens, self._missed, self._settled = 0, 0, False
         self._rate = math.log(2) / _HALF_LIFE_TOKENS
 
     def _int64(self, name: str, *shape: int) -> NDArray[np.int64]:
@@ -177,6 +177,7 @@ class ExpertCache:
     def begin(self, n_tokens: int) -> None:
         """Note that n_tokens are about to pass the layers."""
         self._tokens += n_tokens
+        self._missed = self._misses
         r = self._record[0]
         r["time"] = self._tokens * self._rate
         # A long prompt counts as much as so many tokens just before the next would.
@@ -184,9 +185,16 @@ class ExpertCache:
 
     def end(self, seconds: float) -> None:
         """Note that a single token took so long."""
-        if self._switch is not None:
-            self._switch.note(seconds)
+        # Until every slot has been filled tokens read what later ones find there.
+        self._settled = self._settled or self.resident == self.n_slots
+        if self._switch is not None and self._settled:
+            self._switch.note(seconds, self._misses - self._missed)
             self._record[0]["hints"] = _HINTED_RANKS if self._switch.on else 0
+
+    @property
+    def _misses(self) -> int:
+        """Uses of experts that were not in a slot."""
+        return int(self._counters[:, 1:3].sum())
 
     def check(self) -> None:
         """Raise the error of a read that failed since the last call, and forget what it brought:

@@ -24,7 +24,9 @@ N_DEMAND, N_HINT, N_FLIGHT, FLIGHT_BYTES, IDLE, CLOSED = range(352, 400, 8)
 PREADV, ERRNO, SYSCALL, FUTEX, CLOCK, CLOCK_ID = range(400, 448, 8)
 REQUESTS, BYTES, READS, MERGED, ERRORS, WRONG_SUMS, BUSY_NS = range(448, 504, 8)
 DIRECT_REFUSED, HELPED, PROMOTED, CANCELLED, REFUSED, STALLS, STALL_NS = range(504, 560, 8)
-_HEADER_BYTES = 560
+# Of what is in flight: demands, and bytes of hints.
+DEMAND_FLIGHT, HINT_FLIGHT_BYTES = 560, 568
+_HEADER_BYTES = 576
 
 # Counts since the queue was made, by the name under which they are reported.
 COUNTS = {
@@ -57,6 +59,9 @@ FILE_FREE, FILE_OPEN, FILE_CLOSING = 0, 1, 2
 HINT, VERIFY, MORE, BLOB = 1, 2, 4, 8
 # Requests that one read serves at most.
 MAX_RUN = 64
+# No hint begins while a demand is being read, nor beside so many bytes of others: what is in flight
+# shares the disk, and whoever waits would wait for both.
+_HINT_BYTES = 4 << 20
 
 _LOCK_SPINS = 200
 _HASH = np.int64(0x1E3779B97F4A7C15)
@@ -242,14 +247,22 @@ def make_demand(queue: int, slot: int) -> None:
 
 
 @njit(**JIT)
+def hints_may_begin(queue: int) -> bool:
+    """Under the lock: whether what is in flight leaves the disk to hints."""
+    return get(queue + DEMAND_FLIGHT) == 0 and get(queue + HINT_FLIGHT_BYTES) < _HINT_BYTES
+
+
+@njit(**JIT)
 def take_run(queue: int, slot: int, run: int) -> int:
     """Take a queued slot and the requests that follow it in its file and are as urgent.
 
-    run: address of MAX_RUN int64, filled with slots. Returns how many; 0 where the bytes in flight
-    forbid it.
+    run: address of MAX_RUN int64, filled with slots. Returns how many; 0 where what is in flight
+    forbids it.
     """
     file, end = get(slot + FILE), get(slot + OFFSET)
     hint, flying, total, n = get(slot + FLAGS) & HINT, get(queue + FLIGHT_BYTES), 0, 0
+    if hint and not hints_may_begin(queue):
+        return 0
     while slot != 0 and n < MAX_RUN:
         size = get(slot + SIZE)
         if flying + total > 0 and flying + total + size > get(queue + FLIGHT_LIMIT):
@@ -268,6 +281,10 @@ def take_run(queue: int, slot: int, run: int) -> int:
             slot = get(slot + _NEXT_PLACE)
     count(queue + FLIGHT_BYTES, total)
     count(queue + N_FLIGHT, n)
+    if hint:
+        count(queue + HINT_FLIGHT_BYTES, total)
+    else:
+        count(queue + DEMAND_FLIGHT, n)
     return n
 
 

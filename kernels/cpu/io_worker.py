@@ -13,12 +13,16 @@ from .io_slots import (
     BYTES,
     CLOSED,
     DEMAND_FIRST,
+    DEMAND_FLIGHT,
     DONE,
     ERRORS,
+    FLAGS,
     FLIGHT_BYTES,
     FUTEX,
     HELPED,
+    HINT,
     HINT_FIRST,
+    HINT_FLIGHT_BYTES,
     IDLE,
     MAX_RUN,
     MERGED,
@@ -36,6 +40,7 @@ from .io_slots import (
     count,
     find_ticket,
     get,
+    hints_may_begin,
     lock,
     release,
     take_run,
@@ -64,7 +69,9 @@ _run = stack(8 * MAX_RUN)
 def claim_idle(queue: int, most: int) -> int:
     """Under the lock: take up to `most` sleeping I/O threads off the count; the caller wakes them
     after unlocking."""
-    queued = get(queue + N_DEMAND) + get(queue + N_HINT)
+    queued = get(queue + N_DEMAND)
+    if hints_may_begin(queue):
+        queued += get(queue + N_HINT)
     n: int = min(most, min(queued, get(queue + IDLE)))
     count(queue + IDLE, -n)
     return n
@@ -106,7 +113,7 @@ def tell_waiters(queue: int) -> None:
 @njit(**JIT)
 def take(queue: int, ticket: int, with_hints: int, idle: int, run: int) -> int:
     """Take a run to read: the ticket's, if it is still queued, else the oldest demand, else (with
-    hints) the oldest hint.
+    hints, and if `hints_may_begin`) the oldest hint.
 
     run: address of MAX_RUN int64, filled with slots. Returns how many, or -1 when the queue is
     closed. idle: the caller is an I/O thread that sleeps (`sleep_until_woken`) if it gets 0.
@@ -138,6 +145,10 @@ def finish(queue: int, run: int, n: int) -> None:
         slot = get(run + 8 * i)
         size, status = get(slot + SIZE), get(slot + STATUS)
         total += size
+        if get(slot + FLAGS) & HINT:
+            count(queue + HINT_FLIGHT_BYTES, -size)
+        else:
+            count(queue + DEMAND_FLIGHT, -1)
         if status == 0:
             count(queue + BYTES, size)
         else:

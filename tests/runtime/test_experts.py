@@ -261,15 +261,45 @@ def test_the_budget_decides(model: Path, open_engine: Opened) -> None:
         open_engine(model, mem=whole - slots(model, every - 3))
 
 
-def test_hints_stop_where_they_cost_time() -> None:
-    for gain, kept in ((0.8, True), (1.2, False), (1.0, False)):
-        switch = HintSwitch()
-        for _ in range(200):
-            switch.note(gain if switch.on else 1.0)
-        assert switch.trials == 1 and switch.on == kept
-        for _ in range(512):
-            switch.note(gain if switch.on else 1.0)
-        assert switch.trials == 2
+@pytest.mark.parametrize("harder", [0.7, 1.0, 1.4])
+@pytest.mark.parametrize(("gain", "kept"), [(0.9, True), (1.1, False), (1.0, False)])
+def test_hints_stop_where_they_cost_time(gain: float, kept: bool, harder: float) -> None:
+    """Whatever the tokens of either way happen to miss."""
+    switch, rng = HintSwitch(), np.random.default_rng(0)
+
+    def pass_tokens(n: int) -> None:
+        for _ in range(n):
+            misses = int(rng.integers(60, 200) * (harder if switch.on else 1))
+            fixed = 100 * gain if switch.on else 100
+            switch.note(fixed + misses, misses)
+
+    pass_tokens(200)
+    assert switch.trials == 1 and switch.on == kept
+    pass_tokens(512)
+    assert switch.trials == 2
+
+
+def test_hints_are_not_judged_before_the_cache_is_full(
+    model: Path, open_engine: Opened, token_ids: Ids
+) -> None:
+    """The first tokens read what later ones find."""
+    whole = N_EXPERTS * N_LAYERS
+    with open_engine(model, expert_cache=slots(model, whole - 1)) as engine:
+        noted: list[int] = []
+        cache = engine.experts
+        assert cache is not None and cache._switch is not None
+        cache._switch.note = lambda seconds, misses: noted.append(misses)  # type: ignore[method-assign]
+        session = engine.session()
+        for token in token_ids(60):
+            before = cache.reads
+            full = cache.resident == cache.n_slots
+            session.step(int(token))
+            after = cache.reads - before
+            if full:
+                assert noted[-1] == after.foreseen + after.reads
+            elif cache.resident < cache.n_slots:
+                assert not noted
+        assert noted
 
 
 @pytest.mark.parametrize("n_bytes", [241, 256, 1023, 1024, 1025, 1088, 2048, 40_000])

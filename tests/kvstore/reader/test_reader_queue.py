@@ -16,14 +16,26 @@ pytestmark = pytest.mark.timeout(120, method="thread")
 CELL = 4096
 
 
-def read_once(reader) -> int:
-    """Read one run in this thread; returns how many requests it was."""
+def take(reader) -> tuple[np.ndarray, int]:
+    """Begin a run in this thread: its slots, and how many they are."""
     from hga.kernels.cpu import io_entry, io_slots
 
     run = np.zeros(io_slots.MAX_RUN, np.int64)
-    n = io_entry.take(reader.address, 0, run.ctypes.data)
+    return run, io_entry.take(reader.address, 0, run.ctypes.data)
+
+
+def finish(reader, run: np.ndarray, n: int) -> None:
+    """Read a run and end it."""
+    from hga.kernels.cpu import io_entry
+
+    io_entry.finish(reader.address, run.ctypes.data, n, io_entry.UNREAD, 0)
+
+
+def read_once(reader) -> int:
+    """Read one run in this thread; returns how many requests it was."""
+    run, n = take(reader)
     if n > 0:
-        io_entry.finish(reader.address, run.ctypes.data, n, io_entry.UNREAD, 0)
+        finish(reader, run, n)
     return n
 
 
@@ -69,6 +81,44 @@ def test_demand_comes_before_hints(setting) -> None:
     push([1])
     assert runs() == [(20, 1), (10, 1), (1, 1), (40, 1), (30, 1), (5, 1)]
     assert reader.stats["requests"] == 6 and reader.stats["merged"] == 0
+
+
+def test_no_hint_begins_beside_a_demand(setting) -> None:
+    """They would share the disk, and whoever waits would wait for both."""
+    reader, push, _ = setting()
+    hints = push([40, 30], hint=True)
+    demand = push([20])
+    run, n = take(reader)
+    assert n == 1 and take(reader)[1] == 0
+    # Another demand may.
+    later = push([10])
+    other, m = take(reader)
+    assert m == 1 and take(reader)[1] == 0
+    finish(reader, run, n)
+    assert demand[0] == 2 and take(reader)[1] == 0
+    finish(reader, other, m)
+    assert later[0] == 2 and hints.tolist() == [1, 1]
+    assert read_once(reader) == 1 and read_once(reader) == 1 and hints.tolist() == [2, 2]
+    assert read_once(reader) == 0
+
+
+def test_few_hints_are_read_at_a_time(setting) -> None:
+    """A demand that comes waits for these."""
+    from hga.kvstore.memory import aligned_zeros
+    from hga.kvstore.reader import Request
+
+    reader, _, _ = setting()
+    size = 2 << 20
+    room = aligned_zeros(3 * size)
+    # The setting's file has index 0.
+    wanted = [Request(0, i % 2 * size, size, room.ctypes.data + i * size) for i in range(3)]
+    tickets = reader.submit(wanted, True, 0)
+    begun = [take(reader), take(reader)]
+    assert [n for _, n in begun] == [1, 1] and take(reader)[1] == 0
+    finish(reader, *begun[0])
+    assert read_once(reader) == 1
+    finish(reader, *begun[1])
+    assert tickets.tolist() == [2, 2, 2]
 
 
 def test_neighbours_are_read_together(setting) -> None:
