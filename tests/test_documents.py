@@ -132,6 +132,10 @@ def check_python(load_module, monkeypatch):
                 if path.stem == "gpu":
                     patched.setitem(sys.modules, name, MagicMock())
             patched.setattr(sys, "argv", list(words[1:]))
+            # Scripts import each other by name, as when they are run.
+            patched.syspath_prepend(str(path.parent))
+            for script in path.parent.glob("*.py"):
+                patched.delitem(sys.modules, script.stem, raising=False)
             module = load_module(path)
             patched.setattr(argparse.ArgumentParser, "parse_args", parse_args)
             try:

@@ -298,11 +298,14 @@ def _cmd_inspect(values: argparse.Namespace, status: Status) -> int:
 
 
 def _cmd_verify(values: argparse.Namespace, status: Status) -> int:
+    import json
+
     from hga.tools.inspect import verify
 
     with status.bar("verifying", "bytes") as report:
         said = verify(values.operand_path, report)
-    print(said)
+    found = {"path": str(values.operand_path), "ok": True, "checked": said}
+    print(json.dumps(found) if values.json else said)
     return errors.OK
 
 

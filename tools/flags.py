@@ -171,7 +171,7 @@ SERVE = (
     *OUTPUT,
 )  # fmt: skip
 INSPECT = (JSON, *OUTPUT)
-VERIFY = OUTPUT
+VERIFY = (JSON, *OUTPUT)
 PLAN = (*ENGINE, ATTENTION, BUDGET, SKETCH_BITS, KV_TYPE, KV, JSON, *OUTPUT)
 DOCTOR = (THREADS, KV_DIR, IO, JSON, *OUTPUT)
 SESSIONS_LIST = SESSIONS_SHOW = (KV_DIR, JSON, *OUTPUT)
@@ -182,6 +182,11 @@ SESSIONS_FORK = (
     *OUTPUT,
 )
 
+# For who asks everywhere for what these commands always print.
+_JSON_ALWAYS = Flag(
+    "json", ("--json",), parse_switch, "the same: the last line is a JSON object in any case",
+    group="output", default=False, switch=True,
+)  # fmt: skip
 _EVAL_ENGINE = (
     MODEL, THREADS, MEM, EXPERT_CACHE, EXPERT_HINTS, DEVICE, GPU_MEM, GEMMA, SKETCH_BITS, KV_TYPE,
 )  # fmt: skip
@@ -204,7 +209,7 @@ EVAL_PPL = (
     Flag("score", ("--score",), choice("half", "all"),
          "half: the second half of each chunk, as llama-perplexity; all: every position "
          "(default: half)", "WHICH", "input", default="half"),
-    *OUTPUT,
+    _JSON_ALWAYS, *OUTPUT,
 )  # fmt: skip
 _RECALL = Flag(
     "recall", ("--recall",), parse_switch,
@@ -232,7 +237,7 @@ EVAL_GAP = (
          "input", default=1024),
     Flag("segments", ("--segments",), whole(1), "evenly spaced places of the text to measure at; "
          "from 2 on the interval is over them (default: 1)", "N", "input", default=1),
-    _PLOT, *OUTPUT,
+    _PLOT, _JSON_ALWAYS, *OUTPUT,
 )  # fmt: skip
 EVAL_CASES = (
     *_EVAL_ENGINE,
@@ -240,7 +245,7 @@ EVAL_CASES = (
          "model"),
     *_ARMS,
     Flag("cases", ("--cases",), Path, "arrays needle_NAME and answer_NAME", "FILE.npz", "input"),
-    *OUTPUT,
+    _JSON_ALWAYS, *OUTPUT,
 )  # fmt: skip
 
 NEEDLE_KINDS = ("single", "multikey", "multivalue")
@@ -271,7 +276,7 @@ EVAL_NEEDLE = (
          "single: one needle of its template; multikey: eight more of the same; multivalue: four "
          "values of one key, all wanted; all (default: all)", "KIND", "input",
          default=NEEDLE_KINDS),
-    _PLOT, *OUTPUT,
+    _PLOT, _JSON_ALWAYS, *OUTPUT,
 )  # fmt: skip
 EVAL_RULER = (
     *_generated("documents per task and length (default: 1)"),
@@ -281,7 +286,7 @@ EVAL_RULER = (
          default=RULER_TASKS),
     Flag("facts", ("--facts",), whole(1, 500), "facts stated and asked per document of extract "
          "(default: 16)", "N", "input", default=16),
-    _PLOT, *OUTPUT,
+    _PLOT, _JSON_ALWAYS, *OUTPUT,
 )  # fmt: skip
 
 _counts = list_of(whole(0, 1 << 30))
@@ -300,7 +305,7 @@ BENCH = (
     Flag("output_format", ("-o", "--output-format"), choice("md", "json"),
          "md: a table and the JSON object last; json: the object alone (default: md)", "FORMAT",
          "output", default="md"),
-    _PLOT, *OUTPUT,
+    _PLOT, _JSON_ALWAYS, *OUTPUT,
 )  # fmt: skip
 
 HELP = (

@@ -216,6 +216,13 @@ def test_every_flag_has_a_variable_and_a_unique_option():
             assert flag.name.isidentifier() and flag.options[-1].startswith("--")
 
 
+@pytest.mark.parametrize("words", [["bench"], ["eval", "ppl"], ["eval", "gap"], ["eval", "ruler"]])
+def test_json_may_be_asked_for_where_it_is_always_printed(words, capsys):
+    """What follows is refused for want of a text or a model, not for the flag."""
+    cli.main([*words, "no-such-model.hga", "--json"])
+    assert "unknown option" not in capsys.readouterr().err
+
+
 def test_switch_words():
     assert [parse_switch(word) for word in ("1", "Yes", "off", "0")] == [
         True, True, False, False,

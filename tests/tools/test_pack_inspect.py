@@ -5,6 +5,7 @@ import json
 import pytest
 
 from hga.runtime.container import ContainerError
+from hga.tools.cli import main
 from hga.tools.inspect import describe, verify
 from hga.tools.pack import pack
 from hga.tools.sources import SourceError
@@ -44,6 +45,12 @@ def test_verify_says_what_it_checked(packed, tiny_hf, tiny_gguf) -> None:
     assert seen[-1][0] == seen[-1][1]
     assert "has no checksums" in verify(tiny_gguf("llama", "Q4_K")[0])
     assert "whole and finite" in verify(tiny_hf("llama", "fp8"), lambda *pair: seen.append(pair))
+
+
+def test_verify_for_programs(packed, tiny, capsys) -> None:
+    assert main(["verify", str(packed), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"] and found["path"] == str(packed) and "match" in found["checked"]
 
 
 def test_verify_finds_damage(packed, tiny, tmp_path) -> None:
