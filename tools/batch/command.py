@@ -7,6 +7,7 @@ for --resume; what goes wrong with one input does not stop the others.
 import argparse
 import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -173,7 +174,7 @@ class _Batch:
             now = self._settings.values
             names = sorted(name for name in now if before.get(name) != now[name])
             return f"other settings ({', '.join(names)})"
-        if earlier.output and not (self._outputs.folder / earlier.output).is_file():
+        if earlier.output and not os.path.isfile(self._outputs.folder / earlier.output):
             return "its output is gone"
         return ""
 
