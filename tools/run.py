@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from hga.kvstore.errors import PagesError
 from hga.runtime.sampler import SamplerOptions, defaults
 from hga.tools.conversation import RAW_PREDICT, Conversation
 from hga.tools.errors import FAILED, INTERRUPTED, OK, UsageError, printable
@@ -45,6 +46,17 @@ SAMPLER_OPTIONS = {
 
 def run(model: str | None, values: argparse.Namespace, status: Status) -> int:
     """The command; returns the exit code."""
+    try:
+        return _run(model, values, status)
+    except PagesError as error:
+        if values.session is None:
+            raise
+        from hga.tools.sessions_repair import advised
+
+        raise advised(error, values.session, model, values.kv_dir) from None
+
+
+def _run(model: str | None, values: argparse.Namespace, status: Status) -> int:
     prompt = _prompt(values)
     if prompt is not None and not prompt.strip():
         raise UsageError("the prompt is empty")
