@@ -84,7 +84,7 @@ def pack(
         files = _files(source)
         # Of a link, or other rights, which change a file's last time too, only a resumed try asks.
         identity = {
-            "path": str(source.path.resolve()),
+            "path": _as_text(str(source.path.resolve())),
             "format": fmt,
             "files": [
                 [*each, file.path.stat().st_ctime_ns] for each, file in zip(files, source.files)
@@ -107,7 +107,7 @@ def pack(
                 tokenizer=tokenizer,
                 generation=source.generation(),
                 source={
-                    "name": source.path.resolve().name,
+                    "name": _as_text(source.path.resolve().name),
                     "kind": source.kind,
                     "nbytes": source.nbytes,
                     "format": fmt,
@@ -120,9 +120,14 @@ def pack(
         )
 
 
+def _as_text(name: str) -> str:
+    """A file's name as text that can be stored: bytes that are no UTF-8 as escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def _files(source: Source) -> list[list[Any]]:
     """Names, sizes and times of the checkpoint's files as they are now."""
-    stats = [(file.path.name, file.path.stat()) for file in source.files]
+    stats = [(_as_text(file.path.name), file.path.stat()) for file in source.files]
     return [[name, found.st_size, found.st_mtime_ns] for name, found in stats]
 
 

@@ -17,7 +17,7 @@ from hga.runtime.sampler import SamplerOptions, defaults
 from hga.tools.conversation import RAW_PREDICT, Conversation
 from hga.tools.errors import FAILED, INTERRUPTED, OK, UsageError, printable
 from hga.tools.figures import reply_json, turn_line
-from hga.tools.folders import cache_folder
+from hga.tools.folders import cache_folder, expand
 from hga.tools.interrupt import Interrupt
 from hga.tools.schemas import compile_schema
 from hga.tools.sessions import look_all, sessions_folder
@@ -106,7 +106,7 @@ def engine_options(values: argparse.Namespace) -> "Options":
         kv_type=values.kv_type,
         kv=getattr(values, "kv", "auto"),
         io=getattr(values, "io", "auto"),
-        kv_dir=None if kv_dir is None else Path(kv_dir).expanduser(),
+        kv_dir=None if kv_dir is None else expand(kv_dir),
         sessions_dir=sessions_folder(kv_dir),
         expert_cache=getattr(values, "expert_cache", None),
         expert_hints=getattr(values, "expert_hints", "auto"),

@@ -20,7 +20,7 @@ from hga.kvstore.store import SessionStore
 from hga.runtime.saved import encode_text, note_of, session_folder
 from hga.tools import conversation_state as states
 from hga.tools.errors import OK, UsageError, message, one_line, printable
-from hga.tools.folders import cache_folder, state_folder
+from hga.tools.folders import cache_folder, expand, state_folder
 from hga.tools.status import Status, size
 
 Progress = Callable[[int, int], None]
@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]
 
 def sessions_folder(kv_dir: str | None) -> Path:
     """Where named sessions are."""
-    return Path(kv_dir).expanduser() if kv_dir is not None else state_folder() / "sessions"
+    return expand(kv_dir) if kv_dir is not None else state_folder() / "sessions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,5 +238,6 @@ def _show(folder: Path, as_json: bool) -> int:
         lines.append(f"system        {one_line(state.system)}")
     for user, reply in turns:
         lines += ["", *(f"> {line}" for line in user.splitlines()), reply]
-    print("\n".join(lines))
+    # What people typed and models said may come from elsewhere, and must not steer a terminal.
+    print(printable("\n".join(lines).expandtabs(4)))
     return OK

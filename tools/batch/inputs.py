@@ -14,6 +14,7 @@ from pathlib import Path
 import xxhash
 
 from hga.tools.errors import UsageError
+from hga.tools.folders import expand
 
 _GENERATED = ("__pycache__", "node_modules")
 # A file system's limit for one name is 255 bytes; ours get endings on top.
@@ -60,7 +61,7 @@ class _Search:
         self._names: set[str] = set()
 
     def run(self, operands: Sequence[str]) -> Found:
-        roots = [Path(operand).expanduser() for operand in operands]
+        roots = [expand(operand) for operand in operands]
         for root in roots:
             if not os.path.lexists(root):
                 raise UsageError(f"no file or folder {str(root)!r}")
