@@ -1,5 +1,6 @@
 """Damage of every kind is found when the session is opened or the block is read, and named."""
 
+import os
 import shutil
 import struct
 
@@ -262,3 +263,31 @@ def test_the_cell_before_a_missing_end(made, shape):
             file.truncate(place.offset + 1000)
         with pytest.raises(SessionError, match=r"1000 of 8192 bytes are there: it was cut"):
             store.read_block(5, out)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no links and pipes in the file system")
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "pipe", "folder"])
+@pytest.mark.parametrize(
+    "name", ["head-0", "head-1", "tokens-000000", "seg-000000.kv", "seg-000007.kv", "lock"]
+)
+def test_what_is_no_file_is_neither_followed_nor_waited_for(made, tmp_path, name, kind):
+    """A folder that came from elsewhere must not lead a save to a file of the user's."""
+    path, outside = made.folder / name, tmp_path / "outside"
+    if path.exists():
+        shutil.move(path, outside)
+    else:
+        outside.write_bytes(b"mine")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(outside if kind == "link" else tmp_path / "nothing")
+    before = outside.read_bytes()
+    if name == "seg-000007.kv":
+        # No head names it: it is left alone.
+        made.open().turn(200)
+        made.store.close()
+    else:
+        assert "is not a regular file" in refusal(made)
+    assert outside.read_bytes() == before and not (tmp_path / "nothing").exists()
