@@ -77,5 +77,5 @@ def test_a_name_of_somebody_elses_steers_no_terminal():
     stream = io.StringIO()
     status = Status(verbose=1, stream=stream)
     for tell in (status.notice, status.detail, status.say):
-        tell("packing a\x1b[31m\x9b\tb.gguf\nand more")
-    assert stream.getvalue() == 3 * "packing a\\x1b[31m\\x9b   b.gguf\nand more\n"
+        tell("packing a\x1b[31m\x9b.gguf\nand\tmore")
+    assert stream.getvalue() == 3 * "packing a\\x1b[31m\\x9b.gguf\nand more\n"
