@@ -13,6 +13,7 @@ where memory grew by more than 2 % or anything else at all. The last line is JSO
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -52,9 +53,20 @@ def sample(session: Session, planned: int = 0) -> Sample:
     """A look at this process; `planned` is left out of what is resident."""
     process = psutil.Process()
     n_descriptors = process.num_fds() if hasattr(process, "num_fds") else process.num_handles()
+    n_descriptors -= segment_descriptors()
     return Sample(
         process.memory_info().rss - planned, n_descriptors, process.num_threads(), session.kv_bytes
     )
+
+
+def segment_descriptors() -> int:
+    """Open files that hold keys and values: some per segment, of which there are by the logarithm
+    of the context (kvstore/slots.py)."""
+    folder, found = Path("/proc/self/fd"), 0
+    for link in folder.iterdir() if folder.is_dir() else ():
+        with contextlib.suppress(OSError):
+            found += os.readlink(link).endswith(".kv")
+    return found
 
 
 def most(samples: list[Sample]) -> Sample:
@@ -133,7 +145,7 @@ def generate(
         session = engine.session("soak" if named else None)
         session.feed(engine.tokenizer.encode(ASKED[0])[:32])
         decoder, n_chars, samples, disk_bytes = engine.tokenizer.decoder(), 0, [], 0
-        peak = 0
+        peak = n_files = 0
         begin, every = time.perf_counter(), max(1, n_tokens // SAMPLES)
         reply = session.generate(Sampler(SamplerOptions(seed=1)), n_tokens, ())
         for n, token in enumerate(reply, 1):
@@ -141,6 +153,7 @@ def generate(
             if n % every == 0:
                 samples.append(sample(session, planned_bytes(engine, session)))
                 peak = max(peak, psutil.Process().memory_info().rss)
+                n_files = max(n_files, segment_descriptors())
                 if isinstance(session.arena, DiskArena):
                     disk_bytes = max(disk_bytes, session.arena.store.disk_bytes)
         seconds = time.perf_counter() - begin
@@ -157,7 +170,7 @@ def generate(
         bill = sum(line.n_bytes for line in engine.bill())
     return {
         "tokens": n_kept, "stop": stop, "chars": n_chars, "seconds": round(seconds, 1), "kv": kv,
-        "named": named, "mem": mem, "bill": bill, "peak_rss": peak,
+        "named": named, "mem": mem, "bill": bill, "peak_rss": peak, "segment_descriptors": n_files,
         "disk_bytes": disk_bytes, "announced_disk_bytes": announced if kv == "disk" else 0, **found,
     }  # fmt: skip
 

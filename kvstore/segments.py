@@ -112,6 +112,10 @@ class Segments:
                 with contextlib.suppress(SessionError):
                     self.open(None, int(found[1]))
 
+    def skip(self, number: int) -> None:
+        """Give no new segment this number: a head names it, whether it is there or not."""
+        self._next_number = max(self._next_number, number + 1)
+
     def path(self, number: int) -> Path:
         """Where a segment lies."""
         return self.folder / SegmentEntry(number, 0, 0).name
@@ -130,9 +134,12 @@ class Segments:
     def _is_own(self, number: int) -> bool:
         return self._files.links(self._fds[number]) == 1
 
+    def _next_size(self) -> int:
+        return slots.next_size(e.n_slots for e in self.entries.values())
+
     def next_file_bytes(self) -> int:
         """What `add` would take on the disk."""
-        return SEGMENT_HEADER + slots.next_size(len(self.entries)) * self._shape.block_bytes
+        return SEGMENT_HEADER + self._next_size() * self._shape.block_bytes
 
     def add(self) -> Place:
         """A new segment, whole and durable before it has its name; its first slot."""
@@ -144,7 +151,7 @@ class Segments:
         # A number is not used twice: readers may still know the file that was dropped by it.
         number = self._next_number = max(self._next_number, *(n + 1 for n in numbers), 0)
         self._next_number += 1
-        entry = SegmentEntry(number, secrets.randbits(64), slots.next_size(len(self.entries)))
+        entry = SegmentEntry(number, secrets.randbits(64), self._next_size())
         path = self.path(number)
         new = path.with_name(path.name + NEW)
         with contextlib.suppress(FileNotFoundError):

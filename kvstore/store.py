@@ -75,6 +75,7 @@ class SessionStore:
                     if not salvage:
                         raise
                     self._lost.append(number)
+                    self._segments.skip(number)
                     self.notices.append(str(error))
             self._segments.adopt_unused()
         except BaseException:

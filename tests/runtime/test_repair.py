@@ -38,7 +38,8 @@ def places(folder):
 
 def a_cell(folder):
     where, _ = places(folder)
-    flip(where[2][0], where[2][1] + 4097)
+    path, offset = where[min(2, len(where) - 1)]
+    flip(path, offset + 4097)
 
 
 def an_index(folder):
