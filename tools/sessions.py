@@ -78,13 +78,13 @@ def look(folder: Path) -> Found:
 def _weigh(folder: Path) -> tuple[int, float]:
     """What a folder's files take on the disk, and the time of the newest. Another process may
     remove one while we look."""
-    n_bytes, modified = 0, 0.0
+    n_bytes, dates = 0, []
     for path in folder.iterdir():
         with contextlib.suppress(OSError):
             found = path.lstat()
             n_bytes += getattr(found, "st_blocks", found.st_size // 512) * 512
-            modified = max(modified, found.st_mtime)
-    return n_bytes, modified
+            dates.append(found.st_mtime)
+    return n_bytes, max(dates, default=0.0)
 
 
 def _date(form: str, convert: Callable[[float], time.struct_time], seconds: float) -> str | None:
