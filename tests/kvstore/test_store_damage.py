@@ -291,3 +291,16 @@ def test_what_is_no_file_is_neither_followed_nor_waited_for(made, tmp_path, name
     else:
         assert "is not a regular file" in refusal(made)
     assert outside.read_bytes() == before and not (tmp_path / "nothing").exists()
+
+
+def test_a_flipped_bit_of_index_sums_and_seal_is_named(made, shape):
+    """A changed index would choose other groups, and nothing else would tell."""
+    place, first = made.places[3], shape.kv_bytes
+    for at in (0, shape.index_bytes - 1, shape.index_bytes + 2, shape.tail_bytes - 20):
+        before = fetch(place.path, place.offset + first + at, 1)
+        patch(place.path, place.offset + first + at, bytes([before[0] ^ 1]))
+        assert "block 3 (tokens 384 to 511)" in refusal(made)
+        assert "index, sums and seal do not match" in refusal(made)
+        patch(place.path, place.offset + first + at, before)
+    with SessionStore.open(made.folder) as store:
+        assert store.verify() == 6
