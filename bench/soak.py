@@ -28,7 +28,6 @@ from hga.kvstore.disk_arena import DiskArena
 from hga.kvstore.geometry import CELLS_PER_BLOCK, n_blocks
 from hga.runtime.engine import Engine
 from hga.runtime.options import Options, parse_size
-from hga.runtime.planning import TOKEN_BYTES
 from hga.runtime.sampler import Sampler, SamplerOptions
 from hga.runtime.session import Session
 from hga.tools.conversation import Conversation
@@ -37,6 +36,8 @@ from hga.tools.conversation import Conversation
 MOST_GROWTH = 0.02
 ASKED = ("Why is the sky blue?", "And the sea?", "Say it in one word.", "Thank you.")
 SAMPLES = 100
+# A token's id in a list, where it is one of those that Python keeps once; others take 32 more.
+ID_BYTES = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ def soak(
 def planned_bytes(engine: Engine, session: Session) -> int:
     """Memory that the tokens of a session are planned to take, as far as it grows with them."""
     geometry, n = engine.geometry, len(session.tokens)
-    found = geometry.sketch_bytes(n) + geometry.scale_bytes(n) + TOKEN_BYTES * n
+    found = geometry.sketch_bytes(n) + geometry.scale_bytes(n) + ID_BYTES * n
     heads = sum(shape.n_kv_heads for shape in geometry.layers)
     if session.on_disk:
         return found + n_blocks(n) * (heads * CELLS_PER_BLOCK * 12 + 24 * len(geometry.layers))

@@ -304,3 +304,22 @@ def test_a_flipped_bit_of_index_sums_and_seal_is_named(made, shape):
         patch(place.path, place.offset + first + at, before)
     with SessionStore.open(made.folder) as store:
         assert store.verify() == 6
+
+
+def test_two_blocks_in_one_slot_are_refused(made):
+    data = bytearray(heads.encode(store_folder.peek(made.folder)))
+    stored, n_blocks = struct.unpack_from("<Q", data, 64 + 24)[0], 6
+    begin = len(data) - stored - 16 * n_blocks
+    data[begin : begin + 8] = data[begin + 16 : begin + 24]
+    with pytest.raises(SessionError, match="two blocks lie in one slot"):
+        heads.decode(rehash(data), "x")
+
+
+def test_a_head_that_states_more_than_any_has_is_not_read(made):
+    data = bytearray(heads.encode(store_folder.peek(made.folder)))
+    struct.pack_into("<Q", data, 24, 1 << 40)
+    struct.pack_into("<Q", data, 48, heads.xxh3(bytes(data[:48])))
+    path = made.folder / "head-1"
+    path.write_bytes(data)
+    os.truncate(path, (1 << 40) + 64)
+    assert f"{path} has {(1 << 40) + 64} bytes, at most" in refusal(made, verify=False)
