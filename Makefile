@@ -22,7 +22,7 @@ PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check --no-input insta
 FUZZ_TARGETS := gguf safetensors config tokenizer index container head state template
 FUZZ_S ?= 60
 
-.PHONY: help setup setup-test setup-dev setup-oracle setup-fuzz setup-cluster run test test-faults \
+.PHONY: help docs setup setup-test setup-dev setup-oracle setup-fuzz setup-cluster run test test-faults \
         fuzz check lint ruff mypy arrows types format bench clean
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo 'make fuzz [FUZZ_S=60]      every parser by atheris, FUZZ_S seconds each (Linux)'
 	@echo 'make check                 lint, types, import arrows and tests: what CI runs'
 	@echo 'make lint | format         ruff, mypy and import-linter | rewrite with ruff'
+	@echo 'make docs                  remake docs/guide.md, docs/troubleshooting.md and docs/hga.1'
 	@echo 'make bench [ARGS=...]      prefill and decode speed of the demo model'
 	@echo 'make setup-oracle          also install torch and transformers, for the oracle tests'
 	@echo 'make setup-cluster         also install Ray, for the tests of hga batch --ray'
@@ -102,6 +103,12 @@ run: $(VENV)/.setup-run
 
 bench: $(VENV)/.setup-run
 	@$(BIN)/hga bench demo $(ARGS)
+
+# What is made from the help topics and the command line; a test compares.
+docs: $(VENV)/.setup-run
+	@$(BIN)/hga help --guide > docs/guide.md
+	@$(BIN)/hga help --man > docs/hga.1
+	@cp tools/topics/troubleshooting.md docs/troubleshooting.md
 
 test: $(VENV)/.setup-test
 	@$(BIN)/python -m pytest -m 'not gpu and not slow' $(PYTEST_ARGS)

@@ -111,12 +111,16 @@ class Pools:
         gain = gains.get(kind, 1.0) / math.sqrt(cols)
         return self._normal(POOL_ROWS, cols) * np.float32(gain)
 
+    def pack(self, fmt: str, values: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """uint8 [rows / 16, bytes] of rows in a format."""
+        return FORMATS[fmt].pack(values)
+
     def groups(self, kind: str, fmt: str, rows: int, cols: int) -> NDArray[np.uint8]:
         """uint8 [ceil(rows / 16), group_bytes] of a new matrix."""
         of = kind if kind in ("embed", "head", "o", "down", "router") else "any"
         key = (of, fmt, cols)
         if key not in self._pools:
-            self._pools[key] = FORMATS[fmt].pack(self._values(of, cols))
+            self._pools[key] = self.pack(fmt, self._values(of, cols))
         pool, n = self._pools[key], -(-rows // 16)
         if of in ("embed", "head"):
             order = np.arange(n) % len(pool)

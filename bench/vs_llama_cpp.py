@@ -1,13 +1,14 @@
 """Tokens per second of hga and llama.cpp on one GGUF, in turns, with the ratios and their spread.
 
     python bench/vs_llama_cpp.py MODEL.gguf [-p 512,4096] [-d 0,4096,16384] [-n 32] [-r 5] [-t 2]
-        [--requantize q4_0]
+        [-f TEXT] [--requantize q4_0]
 
 Each engine has a process of its own that holds its model and waits while the other one is measured:
 hga with its default attention, hga with dense attention, llama.cpp with flash attention and without
 (which is faster depends on its version and the depth), float16 keys and values. A round takes all
-of them once; a ratio is of one round, to the faster llama.cpp. Depths are filled once by a real
-prompt. `--requantize` adds llama.cpp on its own conversion of the file, which it can repack for
+of them once; a ratio is of one round, to the faster llama.cpp. Depths are filled once by a prompt
+of real text (by default the documentation that comes with Python): what routing reads depends on
+it. `--requantize` adds llama.cpp on its own conversion of the file, which it can repack for
 this processor. llama.cpp comes from llama-cpp-python, built for this processor:
 
     CMAKE_ARGS="-DGGML_NATIVE=ON" pip install --no-binary llama-cpp-python llama-cpp-python
@@ -26,9 +27,8 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from pydoc_data import topics
 from typing import Any, Protocol
-
-import numpy as np
 
 _CTX_ROOM = 64
 _PEER, _FLASH = "llama.cpp", " fa"
@@ -36,10 +36,13 @@ _N_BATCH = 512
 
 
 class Runner(Protocol):
-    """One engine with one timeline of tokens."""
+    """One engine with one timeline of tokens, those of a text; ids holds as many as may be asked
+    for."""
+
+    ids: list[int]
 
     def reach(self, depth: int) -> None:
-        """Have so many tokens cached, as they were before if they were."""
+        """Have so many tokens of the text cached."""
 
     def prefill(self, tokens: list[int]) -> None:
         """Append a prompt."""
@@ -48,29 +51,26 @@ class Runner(Protocol):
         """Append tokens one by one."""
 
 
-def _tokens(count: int, vocab: int) -> list[int]:
-    # The first ids are control tokens in most vocabularies.
-    return [int(i) for i in np.random.default_rng(count).integers(300, vocab - 300, count)]
-
-
 class HgaRunner:
-    """hga, by its Python interface."""
+    """hga, by its Python interface; `text` may be token ids."""
 
-    def __init__(self, model: str, ctx: int, threads: int, attention: str) -> None:
+    def __init__(
+        self, model: str, ctx: int, threads: int, text: str | list[int], **options: Any
+    ) -> None:
         from hga.runtime import Engine, Options
         from hga.tools.resolve import resolve
         from hga.tools.status import Status
 
         path = resolve(model, Status(quiet=True))
-        self._engine = Engine.open(path, Options(ctx=ctx, threads=threads, attention=attention))
+        self._engine = Engine.open(path, Options(ctx=ctx, threads=threads, **options))
         self.session = self._engine.session()
-        self.vocab = self._engine.plan.vocab_size
+        self.ids = self._engine.tokenizer.encode(text) if isinstance(text, str) else text
         self.backend = self._engine.backend
 
     def reach(self, depth: int) -> None:
         self.session.truncate(min(depth, len(self.session.tokens)))
         if depth > len(self.session.tokens):
-            self.session.feed(_tokens(depth, self.vocab)[len(self.session.tokens) :])
+            self.session.feed(self.ids[len(self.session.tokens) : depth])
 
     def prefill(self, tokens: list[int]) -> None:
         self.session.feed(tokens)
@@ -90,12 +90,25 @@ def silence(llama_cpp: Any) -> None:
 
 
 class LlamaRunner:
-    """llama.cpp, by llama-cpp-python; one call of llama_decode a token."""
+    """llama.cpp, by llama-cpp-python; one call of llama_decode a token; `text` may be token ids."""
 
-    def __init__(self, model: str, ctx: int, threads: int, flash: bool) -> None:
+    def __init__(
+        self,
+        model: str,
+        ctx: int,
+        threads: int,
+        text: str | list[int],
+        flash: bool,
+        repack: bool = True,
+    ) -> None:
         import llama_cpp
 
         silence(llama_cpp)
+        if not repack:
+            # Repacked weights are a copy in memory, of which nothing can be given up.
+            params = llama_cpp.llama_model_default_params()
+            params.use_extra_bufts = False
+            llama_cpp.llama_cpp.llama_model_default_params = lambda: params
         self._llama = llama_cpp.Llama(
             model,
             n_ctx=ctx,
@@ -106,14 +119,15 @@ class LlamaRunner:
             flash_attn=flash,
             verbose=False,
         )
-        self.vocab = self._llama.n_vocab()
+        is_text = isinstance(text, str)
+        self.ids = self._llama.tokenize(text.encode(), add_bos=False) if is_text else text
         self.backend = f"llama-cpp-python {llama_cpp.__version__}"
 
     def reach(self, depth: int) -> None:
         # What lies behind n_tokens is dropped by the next call.
         self._llama.n_tokens = min(depth, self._llama.n_tokens)
         if depth > self._llama.n_tokens:
-            self._llama.eval(_tokens(depth, self.vocab)[self._llama.n_tokens :])
+            self._llama.eval(self.ids[self._llama.n_tokens : depth])
 
     def prefill(self, tokens: list[int]) -> None:
         self._llama.eval(tokens)
@@ -123,31 +137,43 @@ class LlamaRunner:
             self._llama.eval([token])
 
 
-def _serve(pipe: Connection, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    runner = make(*arguments)
-    pipe.send((runner.backend, runner.vocab))
+def _serve(
+    pipe: Connection, group: Path | None, make: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    if group is not None:
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+    *plain, options = arguments
+    runner = make(*plain, **options)
+    pipe.send((runner.backend, len(runner.ids)))
     while True:
         try:
             name, depth, count = pipe.recv()
         except EOFError:
             return
         runner.reach(depth)
-        tokens = _tokens(count, runner.vocab)
+        tokens = runner.ids[depth : depth + count]
         begin = time.perf_counter()
         getattr(runner, name)(tokens)
         pipe.send(time.perf_counter() - begin)
 
 
 class Worker:
-    """A runner in a process of its own."""
+    """A runner in a process of its own, which enters the control group `group` first."""
 
-    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+    def __init__(
+        self, make: Callable[..., Any], *arguments: Any, group: Path | None = None, **options: Any
+    ) -> None:
         self._pipe, other = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
-        self._process = context.Process(target=_serve, args=(other, make, arguments), daemon=True)
+        given = (other, group, make, (*arguments, options))
+        self._process = context.Process(target=_serve, args=given, daemon=True)
         self._process.start()
         other.close()
-        self.backend, self.vocab = self._pipe.recv()
+        try:
+            self.backend, self.n_ids = self._pipe.recv()
+        except EOFError:
+            self.close()
+            raise SystemExit(f"{make.__name__} ended with {self._process.exitcode}") from None
 
     def seconds(self, test: str, depth: int, count: int) -> float:
         """Time of one `prefill` or `decode` of count tokens at a depth."""
@@ -216,19 +242,27 @@ def main() -> None:
     parser.add_argument("-n", "--tokens", type=int, default=32)
     parser.add_argument("-r", "--rounds", type=int, default=5)
     parser.add_argument("-t", "--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("-f", "--file", type=Path, help="a text, of as many tokens as asked for")
     parser.add_argument("--requantize", metavar="KIND", help="such as q4_0")
     values = parser.parse_args()
-    ctx = max([*values.prompts, *(d + values.tokens for d in values.depths)]) + _CTX_ROOM
+    most = max([*values.prompts, *(d + values.tokens for d in values.depths)])
+    ctx = most + _CTX_ROOM
+    text = values.file.read_text("utf-8") if values.file else "\n\n".join(topics.topics.values())
+    # More bytes than tokens of any vocabulary have; the rest need not be encoded.
+    text = text[: 16 * ctx]
     with requantized(values.model, values.requantize) as converted:
+        common = (ctx, values.threads, text)
         workers = {
-            "hga": Worker(HgaRunner, values.model, ctx, values.threads, "hga"),
-            "hga dense": Worker(HgaRunner, values.model, ctx, values.threads, "dense"),
+            "hga": Worker(HgaRunner, values.model, *common, attention="hga"),
+            "hga dense": Worker(HgaRunner, values.model, *common, attention="dense"),
         }
         for name, file in ((_PEER, values.model), (f"{_PEER} {values.requantize}", converted)):
             if file:
                 for flash in (False, True):
                     label = name + _FLASH * flash
-                    workers[label] = Worker(LlamaRunner, file, ctx, values.threads, flash)
+                    workers[label] = Worker(LlamaRunner, file, *common, flash=flash)
+        if min(worker.n_ids for worker in workers.values()) < most:
+            parser.error(f"the text has fewer than {most} tokens (-f names another)")
         tests = [("decode", depth, values.tokens) for depth in sorted(values.depths)]
         # A prompt is computed alike by both of hga's attentions.
         tests += [("prefill", 0, count) for count in values.prompts]

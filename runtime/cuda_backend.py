@@ -6,7 +6,7 @@ from hga.kvstore.geometry import Geometry
 
 from .budget import BudgetError, total
 from .container import ModelFile
-from .cuda_plan import CudaPlan
+from .cuda_plan import CudaPlan, require_known
 from .options import OptionError, Options
 
 
@@ -17,16 +17,7 @@ def require_cuda(options: Options) -> None:
             raise OptionError(
                 f"device 'cuda' needs {name}, which is not installed: pip install 'hga[gpu]'"
             )
-    refused = {
-        "attention": (options.attention, "hga-paper"),
-        "prefill": (options.prefill, "hga"),
-        "kv_type": (options.kv_type, "q8"),
-        "kv": (options.kv, "disk"),
-        "sketch_bits": (options.sketch_bits, 1),
-    }
-    for name, (value, bad) in refused.items():
-        if value == bad:
-            raise OptionError(f"{name} {value!r} is not available with device 'cuda' yet")
+    require_known(options)
     import torch
 
     if torch.version.cuda is None:

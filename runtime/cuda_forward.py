@@ -63,8 +63,11 @@ class CudaForward:
         self.hidden = self._model.hidden
         self._buffers = Buffers(self._model, ctx, device)
         self._ropes = RopeTables(weights.ropes, self.block_tokens)
+        layers = self._model.layers
+        self._windows = np.array([x.window for x in layers], np.int64)
+        self._n_kv = np.array([x.n_kv_heads for x in layers], np.int64)
+        self._record_bytes = np.array([geometry.record_bytes(i) for i in range(len(layers))])
         self._warm: set[int] = set()
-        self._listed: list[tuple[int, ...]] = []
         self._routed, self._position, self._limits = False, 0, EVERYTHING
         self.io_problem = 0
 
@@ -139,52 +142,46 @@ class CudaForward:
             torch.cuda.synchronize()
         return b.host_logits.numpy()[None][:n_logits]
 
-    def _is_routed(self, window: int) -> bool:
+    @property
+    def _routed_rows(self) -> NDArray[np.bool_]:
+        """Which layers the last single-token call routed."""
         limits, n_groups = self._limits, self._position // GROUP_TOKENS + 1
         short = n_groups <= limits.sinks + limits.window + limits.least
-        return self._routed and window == 0 and not short
+        return (self._windows == 0) & (self._routed and not short)
 
-    def _read_groups(self) -> list[tuple[int, int]]:
+    def _read_groups(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Per layer the groups that the last token read, over all KV heads, and unread tokens of
         the first and last."""
         n_groups = self._position // GROUP_TOKENS + 1
         unfilled = GROUP_TOKENS - 1 - self._position % GROUP_TOKENS
+        below = np.where(self._windows > 0, self._position + 1 - self._windows, 0)
+        low = np.maximum(below, 0)
+        everything = self._n_kv * (n_groups - low // GROUP_TOKENS)
         # Columns beyond a layer's KV heads stay 0.
-        sums = self._buffers.host_counts.numpy().sum(1).tolist()
-        rows = []
-        for layer, counted in zip(self._model.layers, sums):
-            low = max(0, self._position + 1 - layer.window) if layer.window else 0
-            n = layer.n_kv_heads * (n_groups - low // GROUP_TOKENS)
-            if self._is_routed(layer.window):
-                n = counted
-            rows.append((n, unfilled + low % GROUP_TOKENS))
-        return rows
+        counted = self._buffers.host_counts.numpy().sum(1)
+        return np.where(self._routed_rows, counted, everything), unfilled + low % GROUP_TOKENS
 
     @property
     def attended(self) -> float:
         """Tokens attended by the last single-token call, summed over layers, mean over heads."""
-        layers = self._model.layers
-        return sum(
-            n * GROUP_TOKENS / layer.n_kv_heads - unread
-            for layer, (n, unread) in zip(layers, self._read_groups())
-        )
+        groups, unread = self._read_groups()
+        return float((groups * GROUP_TOKENS / self._n_kv - unread).sum())
 
     @property
     def read_bytes(self) -> int:
         """Bytes of keys and values read by the last single-token call."""
-        rows = enumerate(self._read_groups())
-        return sum(n * self._geometry.record_bytes(i) for i, (n, _) in rows)
+        return int((self._read_groups()[0] * self._record_bytes).sum())
 
     @property
     def routed_layers(self) -> int:
         """Layers that the last single-token call routed."""
-        return sum(self._is_routed(layer.window) for layer in self._model.layers)
+        return int(self._routed_rows.sum())
 
     def last_route(self, n_lists: int) -> Route | None:
         """Groups chosen in the last routed layer of the last call, by KV head; None if it did not
         route."""
-        routed = [i for i, x in enumerate(self._model.layers) if self._is_routed(x.window)]
-        if not routed:
+        routed = np.flatnonzero(self._routed_rows)
+        if not len(routed):
             return None
         layer, counts = self._model.layers[routed[-1]], self._buffers.host_counts[routed[-1]]
         groups = self._buffers.routes[layer.n_heads, layer.n_kv_heads].groups.cpu()

@@ -15,7 +15,7 @@ from hga.models.plan import ModelPlan, MoePlan
 
 from .budget import BillLine, BudgetError, total
 from .container import ModelFile
-from .options import Options
+from .options import OptionError, Options
 
 # What the driver, the libraries and compiled kernels take of a card: nvidia-smi less what torch
 # counts, measured on an H100.
@@ -39,6 +39,20 @@ class CudaPlan:
     host: tuple[BillLine, ...]
     kv_on_host: bool
     n_resident: int
+
+
+def require_known(options: Options) -> None:
+    """OptionError where options ask for what is not built for a card."""
+    refused = {
+        "attention": (options.attention, "hga-paper"),
+        "prefill": (options.prefill, "hga"),
+        "kv_type": (options.kv_type, "q8"),
+        "kv": (options.kv, "disk"),
+        "sketch_bits": (options.sketch_bits, 1),
+    }
+    for name, (value, bad) in refused.items():
+        if value == bad:
+            raise OptionError(f"{name} {value!r} is not available with device 'cuda' yet")
 
 
 def scratch_bytes(plan: ModelPlan) -> int:

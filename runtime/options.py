@@ -74,6 +74,11 @@ def parse_budget(text: str) -> Budget:
         ) from None
 
 
+def offered_for(name: str) -> tuple[str, ...]:
+    """What this version offers for the option `name`."""
+    return _OFFERED[name]
+
+
 def require_available(name: str, value: str) -> None:
     """Raise OptionError unless this version offers `value` for the option `name`."""
     if value in _OFFERED[name]:

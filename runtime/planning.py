@@ -10,6 +10,7 @@ from hga.models.plan import ModelPlan
 
 from . import budget
 from .container import ModelFile
+from .cuda_plan import CudaPlan, place_on_card, require_known
 from .expert_budget import ExpertPlacement, place_experts
 from .options import Options
 from .placement import Placement, place
@@ -67,12 +68,14 @@ def place_model(
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What a model needs at a context: the bill, and what keys and values take on disk."""
+    """What a model needs at a context: the bill, what keys and values take on disk, and with a
+    card what lies there."""
 
     name: str
     ctx: int
     placement: Placement
     disk_bytes: int
+    card: CudaPlan | None = None
 
 
 def plan_memory(path: Path, options: Options) -> MemoryPlan:
@@ -81,6 +84,11 @@ def plan_memory(path: Path, options: Options) -> MemoryPlan:
     with ModelFile.open(path) as model:
         ctx = options.ctx or model.plan.ctx_train
         geometry = geometry_of(model.plan, options)
+        if options.device == "cuda":
+            require_known(options)
+            card = place_on_card(model, geometry, ctx, options)
+            host = Placement(False, 0, 0, card.host)
+            return MemoryPlan(model.plan.architecture, ctx, host, 0, card)
         placement = place_model(model, geometry, ctx, options).kv
         disk = 0
         if placement.on_disk:

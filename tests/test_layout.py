@@ -128,7 +128,8 @@ def test_command_line_entry_points_exist() -> None:
 def test_wheel_holds_every_module_and_the_commands(tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "wheel"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    (source / "docs").mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "docs/hga.1"):
         shutil.copy(ROOT / name, source / name)
     for folder in FOLDERS:
         ignore = shutil.ignore_patterns("__pycache__")
@@ -151,5 +152,6 @@ def test_wheel_holds_every_module_and_the_commands(tmp_path: Path) -> None:
     expected = {f"hga/{path.as_posix()}" for path in files if (source / path).is_file()}
     assert {name for name in held if name.startswith("hga/")} == expected
     assert any(name.endswith("licenses/LICENSE") for name in held)
+    assert any(name.endswith(".data/data/share/man/man1/hga.1") for name in held)
     for line in ("hga =", "hga-run =", "hga-pack ="):
         assert line in commands

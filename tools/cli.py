@@ -20,7 +20,13 @@ Handler = Callable[[argparse.Namespace, Status], int]
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with its errors as one line."""
+    """argparse with its errors as one line, and the nearest word where one of several was meant."""
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(each) for each in action.choices]
+            hint = close_match(str(value), known) or f": expected {', '.join(known)}"
+            raise argparse.ArgumentError(action, f"invalid choice {str(value)!r}{hint}")
 
     def error(self, message: str) -> NoReturn:
         raise errors.UsageError(f"{message}; see {self.prog} --help")
@@ -103,6 +109,7 @@ def build_parser(prog: str = "hga") -> argparse.ArgumentParser:
     parser = _Parser(
         prog=prog,
         description="Run long-context language models on an ordinary machine.",
+        epilog="hga help lists topics that are explained: memory, sessions, config, …",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version)
@@ -139,6 +146,11 @@ def build_parser(prog: str = "hga") -> argparse.ArgumentParser:
     _add(evals, "eval ruler", _cmd_eval,
          "variable tracking, common words, and many facts of one document",
          operands=model)  # fmt: skip
+    _add(commands, "help", _cmd_help, "a topic explained, or a command's flags",
+         operands=[("TOPIC", "*", "topic", "a topic or a command; none: the list of them")],
+    )  # fmt: skip
+    _add(commands, "completion", _cmd_completion, "a completion script for your shell",
+         operands=[("SHELL", None, "shell", "bash, zsh or fish")])  # fmt: skip
     return parser
 
 
@@ -158,6 +170,7 @@ def _add_sessions(commands: "_Subparsers[_Parser]") -> None:
 
 _Subparsers = argparse._SubParsersAction
 _Operand = tuple[str, str | None, str, str]
+_CHOICES = {"SHELL": ("bash", "zsh", "fish")}
 
 
 def _group(
@@ -189,7 +202,9 @@ def _add(
     for metavar, nargs, name, about in operands:
         # A name that is a flag too gets a place of its own, so that giving both is noticed.
         dest = f"operand_{name}"
-        parser.add_argument(dest, metavar=metavar, nargs=nargs, help=about)
+        parser.add_argument(
+            dest, metavar=metavar, nargs=nargs, help=about, choices=_CHOICES.get(metavar)
+        )
         names.append(dest)
     _add_flags(parser, table)
     parser.add_argument("--version", action=_Version)
@@ -326,6 +341,20 @@ def _cmd_eval(values: argparse.Namespace, status: Status) -> int:
     from hga.tools.eval import evaluate
 
     return evaluate(values.command.split()[1], _model_argument(values), values, status)
+
+
+def _cmd_help(values: argparse.Namespace, status: Status) -> int:
+    from hga.tools.help import help_command
+
+    return help_command(values.operand_topic, values, status)
+
+
+def _cmd_completion(values: argparse.Namespace, status: Status) -> int:
+    from hga.tools.command_tree import read_tree
+    from hga.tools.completion import script
+
+    sys.stdout.write(script(values.operand_shell, read_tree(build_parser())))
+    return errors.OK
 
 
 def _prepare_streams() -> None:

@@ -93,6 +93,11 @@ class Conversation:
         self._system = text
 
     @property
+    def constrained(self) -> bool:
+        """Whether replies are held to a schema."""
+        return self._grammar is not None
+
+    @property
     def sampling(self) -> SamplerOptions:
         """How tokens are chosen."""
         return self._sampler.options

@@ -5,6 +5,7 @@ module that is loaded, and a command that fails early must not pay for the other
 """
 
 import errno
+import os
 import re
 
 OK = 0
@@ -14,6 +15,10 @@ NO_ROOM = 3
 SOME_FAILED = 4
 BAD_MODEL = 5
 INTERRUPTED = 130
+
+
+STDOUT = "standard output"
+"""The name of standard output in an OSError."""
 
 
 class UsageError(ValueError):
@@ -79,12 +84,20 @@ def message(error: BaseException) -> str:
         text = f"{error.filename}: {error.strerror}"
         if error.errno in _READ_ONLY_ERRNOS and _in_cache(str(error.filename)):
             text += " (XDG_CACHE_HOME chooses another folder for the cache)"
+        if _is_bare_no_room(error) and error.filename != STDOUT:
+            text += " (-o, --kv-dir or XDG_CACHE_HOME chooses another place)"
         return one_line(text)
     if isinstance(error, OSError) and error.strerror:
         return one_line(error.strerror)
     if isinstance(error, MemoryError) and not str(error):
         return "out of memory: a smaller --ctx needs less"
     return one_line(str(error) or type(error).__name__)
+
+
+def _is_bare_no_room(error: OSError) -> bool:
+    """Whether there is no room, in the system's words: who knows more has words of its own."""
+    number = error.errno
+    return number in _NO_ROOM_ERRNOS and error.strerror == os.strerror(number or 0)
 
 
 def _in_cache(name: str) -> bool:

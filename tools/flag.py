@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hga.tools.flag_values import number, parse_switch, parse_text, whole
+from hga.tools.flag_values import ListOf, number, parse_switch, parse_text, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,13 @@ class Flag:
     counter: bool = False
     hidden: bool = False
     excludes: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that the value is one of, or a list of; empty where it is something else."""
+        parse = self.parse.parse_one if isinstance(self.parse, ListOf) else self.parse
+        found: tuple[str, ...] = getattr(parse, "words", ())
+        return found
 
 
 def parse_seed(text: str) -> int | None:
@@ -61,16 +68,30 @@ def parse_budget(text: str) -> str:
     return text.strip()
 
 
-def offered(name: str) -> Callable[[str], str]:
-    """A parser that takes what this version offers for an option."""
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A parser that takes what this version offers for an option of the engine."""
 
-    def parse(text: str) -> str:
+    name: str
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What may be written."""
+        from hga.runtime.options import offered_for
+
+        return offered_for(self.name)
+
+    def __call__(self, text: str) -> str:
+        """The word; raises OptionError for any other."""
         from hga.runtime.options import require_available
 
-        require_available(name, text)
+        require_available(self.name, text)
         return text
 
-    return parse
+
+def offered(name: str) -> Offered:
+    """A parser that takes what this version offers for an option."""
+    return Offered(name)
 
 
 _attention = offered("attention")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from hga.tools.errors import UsageError
 
@@ -49,38 +50,63 @@ def number(low: float, high: float = math.inf, *, above: bool = False) -> Callab
     return parse
 
 
-def choice(*offered: str) -> Callable[[str], str]:
-    """A parser that takes one of the words offered."""
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A parser that takes one of `words`, which completion scripts read."""
 
-    def parse(text: str) -> str:
-        if text not in offered:
-            raise UsageError(f"{text!r} is unknown: expected {', '.join(offered)}")
+    words: tuple[str, ...]
+
+    def __call__(self, text: str) -> str:
+        """The word; raises UsageError for any other."""
+        if text not in self.words:
+            raise UsageError(f"{text!r} is unknown: expected {', '.join(self.words)}")
         return text
 
-    return parse
+
+def choice(*offered: str) -> Choice:
+    """A parser that takes one of the words offered."""
+    return Choice(offered)
 
 
-def list_of(parse_one: Callable[[str], object]) -> Callable[[str], tuple[object, ...]]:
-    """A parser of comma-separated values, at least one."""
+@dataclass(frozen=True, slots=True)
+class ListOf:
+    """A parser of comma-separated values, at least one, each by `parse_one`."""
 
-    def parse(text: str) -> tuple[object, ...]:
+    parse_one: Callable[[str], object]
+
+    def __call__(self, text: str) -> tuple[object, ...]:
+        """The values; raises UsageError."""
         parts = [part.strip() for part in text.split(",")]
         if not all(parts):
             raise UsageError(f"{text!r} is not a list: expected values separated by commas")
-        return tuple(parse_one(part) for part in parts)
-
-    return parse
+        return tuple(self.parse_one(part) for part in parts)
 
 
-def one_or_all(offered: tuple[str, ...]) -> Callable[[str], tuple[object, ...]]:
+def list_of(parse_one: Callable[[str], object]) -> ListOf:
+    """A parser of comma-separated values, at least one."""
+    return ListOf(parse_one)
+
+
+@dataclass(frozen=True, slots=True)
+class OneOrAll:
+    """A parser of a list of some of `offered`, or `all` of them."""
+
+    offered: tuple[str, ...]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What may be written."""
+        return (*self.offered, "all")
+
+    def __call__(self, text: str) -> tuple[object, ...]:
+        """The words, in the order in which they are offered; raises UsageError."""
+        found = ListOf(Choice(self.words))(text)
+        return tuple(word for word in self.offered if word in found or "all" in found)
+
+
+def one_or_all(offered: tuple[str, ...]) -> OneOrAll:
     """A parser of a list of the words offered, or `all` of them."""
-    parse_list = list_of(choice(*offered, "all"))
-
-    def parse(text: str) -> tuple[object, ...]:
-        words = parse_list(text)
-        return tuple(word for word in offered if word in words or "all" in words)
-
-    return parse
+    return OneOrAll(offered)
 
 
 def parse_text(text: str) -> str:

@@ -57,13 +57,22 @@ def _session_name(text: str) -> str:
     return text
 
 
-def _rule(text: str) -> str:
-    """An attention rule that a session can be set to; more than `hga run` offers."""
-    from hga.kvstore.route import RULES
+class _Rule:
+    """A parser of an attention rule that a session can be set to; more than `hga run` offers."""
 
-    if text not in RULES:
-        raise UsageError(f"unknown attention {text!r}: expected {', '.join(RULES)}")
-    return text
+    @property
+    def words(self) -> tuple[str, ...]:
+        from hga.kvstore.route import RULES
+
+        return tuple(RULES)
+
+    def __call__(self, text: str) -> str:
+        if text not in self.words:
+            raise UsageError(f"unknown attention {text!r}: expected {', '.join(self.words)}")
+        return text
+
+
+_rule = _Rule()
 
 
 RUN = (
@@ -84,6 +93,9 @@ RUN = (
          "longest reply in tokens; -1: no limit (default: -1, 256 without a chat template)", "N",
          "sampling", default=0),
     JSON_SCHEMA, *SAMPLING, JSON,
+    Flag("markdown", ("--markdown",), choice("auto", "on", "off"),
+         "style the Markdown of replies on a terminal: on, off, or auto: in a chat, but not JSON "
+         "(default: auto)", "WHEN", "output", default="auto"),
     Flag("trace", ("--trace",), Path,
          "write what every token read and waited for, a line of JSON each", "FILE", "output"),
     *OUTPUT,
@@ -292,11 +304,20 @@ BENCH = (
     _PLOT, *OUTPUT,
 )  # fmt: skip
 
+HELP = (
+    Flag("man", ("--man",), parse_switch, "print the manual page (hga help --man | man -l -)",
+         default=False, switch=True, excludes=("guide",)),
+    Flag("guide", ("--guide",), parse_switch, "print all topics as one Markdown document",
+         default=False, switch=True, excludes=("man",)),
+    *OUTPUT,
+)  # fmt: skip
+COMPLETION = OUTPUT
+
 COMMANDS = {
     "run": RUN, "batch": BATCH, "serve": SERVE, "pack": PACK, "inspect": INSPECT, "verify": VERIFY,
     "plan": PLAN, "doctor": DOCTOR,
     "sessions list": SESSIONS_LIST, "sessions show": SESSIONS_SHOW, "sessions rm": SESSIONS_RM,
     "sessions fork": SESSIONS_FORK, "sessions repair": SESSIONS_REPAIR,
     "bench": BENCH, "eval ppl": EVAL_PPL, "eval gap": EVAL_GAP, "eval cases": EVAL_CASES,
-    "eval needle": EVAL_NEEDLE, "eval ruler": EVAL_RULER,
+    "eval needle": EVAL_NEEDLE, "eval ruler": EVAL_RULER, "help": HELP, "completion": COMPLETION,
 }  # fmt: skip

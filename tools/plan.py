@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 
 from hga.runtime import budget
 from hga.runtime.planning import MemoryPlan, plan_memory
@@ -18,41 +19,59 @@ def plan(model: str | None, values: argparse.Namespace, status: Status) -> int:
     found = plan_memory(path, options)
     fits = options.mem is None or budget.total(found.placement.bill) <= options.mem
     if values.json:
-        print(json.dumps(_data(found, options.mem, fits)))
+        print(json.dumps(_data(found, options.mem, options.gpu_mem, fits)))
     else:
-        print("\n".join(_lines(found, options.mem)))
+        print("\n".join(_lines(found, options.mem, options.gpu_mem)))
     budget.check(found.placement.bill, options.mem)
     return OK
 
 
-def _data(found: MemoryPlan, mem: int | None, fits: bool) -> dict[str, object]:
-    bill = found.placement.bill
-    return {
+def _data(found: MemoryPlan, mem: int | None, gpu_mem: int | None, fits: bool) -> dict[str, object]:
+    bill, card = found.placement.bill, found.card
+    kv = "disk" if found.placement.on_disk else "ram"
+    data: dict[str, object] = {
         "ctx": found.ctx,
-        "kv": "disk" if found.placement.on_disk else "ram",
-        "bill": [
-            {"name": line.name, "bytes": line.n_bytes, "by_context": line.by_context}
-            for line in bill
-        ],
+        "kv": kv if card is None or card.kv_on_host else "card",
+        "bill": _items(bill),
         "total_bytes": budget.total(bill),
         "disk_bytes": found.disk_bytes,
         "mem": mem,
         "fits": fits,
     }
+    if card is not None:
+        data["card_bill"] = _items(card.card)
+        data["card_total_bytes"] = budget.total(card.card)
+        data["gpu_mem"] = gpu_mem
+    return data
 
 
-def _lines(found: MemoryPlan, mem: int | None) -> list[str]:
-    bill = found.placement.bill
+def _items(bill: Sequence[budget.BillLine]) -> list[dict[str, object]]:
+    return [
+        {"name": line.name, "bytes": line.n_bytes, "by_context": line.by_context} for line in bill
+    ]
+
+
+def _lines(found: MemoryPlan, mem: int | None, gpu_mem: int | None) -> list[str]:
+    where = "in memory"
+    if found.placement.on_disk:
+        where = f"on disk, {size(found.disk_bytes)}"
+    lines = []
+    card = found.card
+    if card is not None:
+        where = "in host memory" if card.kv_on_host else "on the card"
+        lines += ["on the card", *_bill(card.card, "--gpu-mem", gpu_mem), "in host memory"]
+    lines += _bill(found.placement.bill, "--mem", mem)
+    lines.append(f"{found.name}, {found.ctx:,} tokens; keys and values {where}")
+    return lines
+
+
+def _bill(bill: Sequence[budget.BillLine], flag: str, limit: int | None) -> list[str]:
     width = max(len(line.name) for line in bill)
     lines = [
         f"{line.name:<{width}}  {size(line.n_bytes):>10}{'  grows with --ctx' * line.by_context}"
         for line in bill
     ]
     lines.append(f"{'total':<{width}}  {size(budget.total(bill)):>10}")
-    if mem is not None:
-        lines.append(f"{'--mem':<{width}}  {size(mem):>10}")
-    where = "in memory"
-    if found.placement.on_disk:
-        where = f"on disk, {size(found.disk_bytes)}"
-    lines.append(f"{found.name}, {found.ctx:,} tokens; keys and values {where}")
+    if limit is not None:
+        lines.append(f"{flag:<{width}}  {size(limit):>10}")
     return lines

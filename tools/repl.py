@@ -179,8 +179,8 @@ def _completer(names_of_sessions: Callable[[], Iterable[str]]) -> "Completer":
     from prompt_toolkit.document import Document
 
     class Commands(Completer):
-        """Command names at the start of the line, values after /set, paths after /read, sessions
-        after /load."""
+        """Command names at the start of the line, keys and their values after /set, paths after
+        /read, sessions after /load."""
 
         _paths = PathCompleter(expanduser=True)
 
@@ -199,8 +199,12 @@ def _completer(names_of_sessions: Callable[[], Iterable[str]]) -> "Completer":
                 for word in complete(rest, names=names_of_sessions()):
                     yield Completion(word, start_position=-len(rest))
             elif name == "/set":
-                for word in complete(rest, names=SETTABLE):
-                    yield Completion(word, start_position=-len(rest))
+                key, space, value = rest.partition(" ")
+                flag = SETTABLE.get(key.replace("-", "_"))
+                names = flag.words if space and flag else () if space else SETTABLE
+                typed = value if space else rest
+                for word in complete(typed, names=names):
+                    yield Completion(word, start_position=-len(typed))
 
     return Commands()
 

@@ -137,12 +137,15 @@ def _system(context: Context, rest: str) -> None:
 SETTABLE = {
     flag.name: flag
     for flag in flags.COMMANDS["run"]
-    if flag.name in {"predict", "attention", "budget"} or flag in SAMPLING
+    if flag.name in {"predict", "attention", "budget", "markdown"} or flag in SAMPLING
 }
 
 
 def _set(context: Context, rest: str) -> None:
     words = rest.split()
+    if not words:
+        context.status.say(f"keys: {', '.join(SETTABLE)}; /show has their values")
+        return
     if len(words) != 2:
         raise UsageError(f"/set KEY VALUE, where KEY is one of {', '.join(SETTABLE)}")
     name, text = words[0].replace("-", "_"), words[1]
@@ -156,12 +159,17 @@ def _set(context: Context, rest: str) -> None:
     conversation = context.talk.conversation
     if name in ("attention", "budget"):
         setattr(conversation.session, name, value)
+    elif name == "markdown":
+        context.talk.markdown = cast(str, value)
     elif name == "predict":
         conversation.predict = cast("int | None", value)
     else:
         changed: Any = {SAMPLER_OPTIONS[name]: value}
         conversation.sampling = replace(conversation.sampling, **changed)
-    context.status.say(f"{name} {'no limit' if value is None and name == 'predict' else text}")
+    shown = "no limit" if value is None and name == "predict" else text
+    if name == "markdown" and text == "on" and not context.talk.styled:
+        shown = "on, but nothing is styled: no terminal, NO_COLOR or --quiet"
+    context.status.say(f"{name} {shown}")
 
 
 def _show(context: Context, rest: str) -> None:
@@ -182,6 +190,7 @@ def _show(context: Context, rest: str) -> None:
         f"repeat_penalty  {sampling.repeat_penalty:g}",
         f"seed            {conversation.seed}",
         f"predict         {predict}",
+        f"markdown        {talk.markdown}, replies {'' if talk.styled else 'not '}styled",
     ]
     if conversation.session.saved is not None:
         lines.append(f"session         {conversation.session.saved.name}")
@@ -224,7 +233,7 @@ COMMANDS = (
     ),
     Command(("/load",), "/load NAME", "go on with a saved conversation", repl_sessions.load),
     Command(("/list",), "/list", "the saved conversations", repl_sessions.list_all),
-    Command(("/set",), "/set KEY VALUE", f"change {', '.join(SETTABLE)}", _set),
+    Command(("/set",), "/set KEY VALUE", "change a setting; /set alone lists the keys", _set),
     Command(("/show",), "/show", "the model and the settings", _show),
     Command(("/stats",), "/stats", "figures of the last turn", _stats),
     Command(("/ctx",), "/ctx", "how full the context is", _ctx),

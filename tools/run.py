@@ -4,7 +4,6 @@ Generated text is all that standard output gets, plus the JSON object where --js
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,9 +18,10 @@ from hga.tools.errors import FAILED, INTERRUPTED, OK, UsageError, printable
 from hga.tools.figures import reply_json, turn_line
 from hga.tools.folders import cache_folder, expand
 from hga.tools.interrupt import Interrupt
+from hga.tools.reply_writer import ReplyWriter, json_line
 from hga.tools.schemas import compile_schema
 from hga.tools.sessions import look_all, sessions_folder
-from hga.tools.status import Status, flush_output, size
+from hga.tools.status import Status, allows_colour, flush_output, size
 from hga.tools.texts import bounded, decode, read_text
 from hga.tools.trace import traced
 from hga.tools.turns import Reply
@@ -70,7 +70,7 @@ def _run(model: str | None, values: argparse.Namespace, status: Status) -> int:
         opened.callback(session.close)
         conversation = start(engine, session, values, status)
         conversation.trace = trace
-        talk = Talk(engine, conversation, values.json, status)
+        talk = Talk(engine, conversation, values.json, status, values.markdown)
         if prompt is not None:
             return talk.once(prompt)
         if not sys.stdin.isatty():
@@ -190,8 +190,15 @@ class Talk:
     error."""
 
     def __init__(
-        self, engine: "Engine", conversation: Conversation, json_lines: bool, status: Status
+        self,
+        engine: "Engine",
+        conversation: Conversation,
+        json_lines: bool,
+        status: Status,
+        markdown: str = "auto",
     ) -> None:
+        """`markdown` is the flag's value, which /set changes."""
+        self.markdown = markdown
         self.engine = engine
         self.conversation = conversation
         self._json = json_lines
@@ -218,22 +225,15 @@ class Talk:
 
     def turn(self, text: str | None) -> Reply:
         """Answer a prompt, or the last one again where `text` is None."""
-        at_line_start = True
-
-        def write(piece: str) -> None:
-            nonlocal at_line_start
-            sys.stdout.write(piece)
-            flush_output()
-            at_line_start = piece.endswith("\n")
-
         interrupt = Interrupt()
-        with self._status.bar("reading", "tokens", delay_s=_PREFILL_BAR_DELAY_S) as report:
+        with (
+            ReplyWriter(self.styled) as out,
+            self._status.bar("reading", "tokens", delay_s=_PREFILL_BAR_DELAY_S) as report,
+        ):
             if text is None:
-                reply = self.conversation.regenerate(write, report=report, interrupt=interrupt)
+                reply = self.conversation.regenerate(out.write, report=report, interrupt=interrupt)
             else:
-                reply = self.conversation.ask(text, write, report=report, interrupt=interrupt)
-        if not at_line_start:
-            write("\n")
+                reply = self.conversation.ask(text, out.write, report=report, interrupt=interrupt)
         self.last = reply
         try:
             if reply.answered:
@@ -242,6 +242,16 @@ class Talk:
             self._tell(reply)
         interrupt.obey()
         return reply
+
+    @property
+    def styled(self) -> bool:
+        """Whether replies are written with styles; --quiet, NO_COLOR and anything but a terminal
+        forbid it whatever `markdown` is."""
+        conversation = self.conversation
+        wanted = self.markdown == "on" or (
+            self.markdown == "auto" and conversation.chat and not conversation.constrained
+        )
+        return wanted and not self._status.quiet and allows_colour(sys.stdout)
 
     def save(self) -> None:
         """Make a named session durable as it is; Ctrl-C does not cut it short, twice does."""
@@ -274,7 +284,7 @@ class Talk:
             self._status.faint(turn_line(reply, self.conversation.session, self.engine))
         if self._json:
             figures = reply_json(reply, self.conversation.session, self.engine)
-            sys.stdout.write(json.dumps(figures, ensure_ascii=False) + "\n")
+            sys.stdout.write(json_line(figures))
             flush_output()
 
 

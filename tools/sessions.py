@@ -21,6 +21,7 @@ from hga.runtime.saved import encode_text, note_of, session_folder
 from hga.tools import conversation_state as states
 from hga.tools.errors import OK, UsageError, message, one_line, printable
 from hga.tools.folders import cache_folder, expand, state_folder
+from hga.tools.reply_writer import shown
 from hga.tools.status import Status, size
 
 Progress = Callable[[int, int], None]
@@ -238,6 +239,5 @@ def _show(folder: Path, as_json: bool) -> int:
         lines.append(f"system        {one_line(state.system)}")
     for user, reply in turns:
         lines += ["", *(f"> {line}" for line in user.splitlines()), reply]
-    # What people typed and models said may come from elsewhere, and must not steer a terminal.
-    print(printable("\n".join(lines).expandtabs(4)))
+    print(shown("\n".join(lines)))
     return OK

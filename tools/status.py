@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from hga.tools.errors import printable
+from hga.tools.errors import STDOUT, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -37,7 +37,12 @@ class Status:
         self.verbose = verbose
         self.terminal = is_terminal(self._stream)
         self._board: _Board | None = None
-        self._colour = self.terminal and "NO_COLOR" not in os.environ
+        self._colour = allows_colour(self._stream)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether only errors are said."""
+        return self._quiet
 
     @property
     def shows_bars(self) -> bool:
@@ -129,7 +134,7 @@ def flush_output() -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        error.filename = "standard output"
+        error.filename = STDOUT
         abandon(sys.stdout)
         raise
 
@@ -225,6 +230,11 @@ def _new_progress(stream: TextIO) -> "Progress":
 def is_terminal(stream: TextIO) -> bool:
     """Whether a stream is a terminal that understands cursor movement."""
     return stream.isatty() and os.environ.get("TERM", "") != "dumb"
+
+
+def allows_colour(stream: TextIO) -> bool:
+    """Whether styles may be written to a stream: a terminal, and NO_COLOR is not set."""
+    return is_terminal(stream) and not os.environ.get("NO_COLOR")
 
 
 def size(n_bytes: float) -> str:

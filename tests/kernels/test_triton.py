@@ -283,7 +283,8 @@ def test_routes(case: cases.RouteCase, share: float | None) -> None:
     masses = back(buffers.masses)[:, :n_groups] * np.log(2)
     truth = ref_sketch.log_masses(q, k, 8, tables=False)
     assert cases.error(masses, truth) <= TOLERANCE["masses"]
-    pooled = back(buffers.pooled)[:, :n_groups]
+    steps = back(buffers.pooled)[:, :n_groups].astype(np.int32)
+    pooled = ((steps + 0x3F80 - routing.STEPS + 1) << 16).view(np.float32)
     assert cases.error(pooled, part.max(1)) <= TOLERANCE["masses"]
     for h in range(case.kv_heads):
         got = tuple(buffers.groups[h, : int(counts[h])].tolist())
@@ -295,21 +296,25 @@ def test_routes(case: cases.RouteCase, share: float | None) -> None:
             assert len(got) == len(expected[h])
 
 
-@pytest.mark.parametrize("one", [False, True])
-def test_choice_is_exact_for_given_shares(one: bool) -> None:
+@pytest.mark.parametrize("size", [16, 128])
+def test_choice_is_exact_for_given_shares(size: int) -> None:
     """Ties, counts and limits as the reference has them, across tiles of the choice."""
     rng = np.random.default_rng(0)
     n, row = 77, 90
     shares = (rng.integers(1, 12, (2, n)) / 256).astype(np.float32)
-    pooled = torch.zeros((2, row), device=DEVICE)
-    pooled[:, :n] = on(shares)
+    codes = (shares.view(np.int32) >> 16) - 0x3F80 + routing.STEPS - 1
+    pooled = torch.zeros((2, row), dtype=torch.int16, device=DEVICE)
+    pooled[:, :n] = on(codes.astype(np.int16))
+    steps = np.stack([np.bincount(x[2 : n - 3], minlength=routing.STEPS) for x in codes])
     for least, most, share in ((9, 9, 9.0), (3, 40, 0.02), (30, 50, 0.045), (1, 7, 0.001)):
         groups = torch.zeros((2, row), dtype=torch.int32, device=DEVICE)
         counts = torch.zeros(2, dtype=torch.int32, device=DEVICE)
         bits = int(np.float32(share).view(np.int32))
         params = limits(8 * n - 1, 2, 3, least, most, bits)
-        size = 128 if one else 16
-        routing._choose[(2,)](pooled, params, groups, counts, row, N=size, ONE=one)
+        counted = on(steps.astype(np.int32))
+        routing._choose[(2, -(-row // size))](
+            pooled, counted, params, groups, counts, row, N=size, B=routing.STEPS
+        )
         expected = ref_sketch.select(shares[:, None].astype(np.float64), 2, 3, least, most, share)
         got = tuple(tuple(groups[h, : int(counts[h])].tolist()) for h in range(2))
         assert got == expected

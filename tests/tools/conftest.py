@@ -235,6 +235,21 @@ def say():
 
 
 @pytest.fixture
+def open_screen(load_module):
+    """open_screen(words, environ, code=…, size=(rows, columns)) -> a Screen, closed at the end."""
+    opened = []
+
+    def go(*given, **options):
+        module = load_module(Path(__file__).with_name("terminal_screen.py"))
+        opened.append(module.Screen(*given, **options))
+        return opened[-1]
+
+    yield go
+    for screen in opened:
+        screen.close()
+
+
+@pytest.fixture
 def own_folders(tmp_path, monkeypatch):
     """Caches, state and configuration of the test are its own; no HGA_ variable leaks in."""
     for kind in ("CACHE", "STATE", "CONFIG"):

@@ -121,7 +121,9 @@ def test_version(capsys):
         (["pack", "demo", "--format", "q3"], "expected auto, q4, q8, fp8, bf16"),
         (["eval"], "required: TASK"),
         (["eval", "noodle"], "invalid choice"),
-        (["frobnicate"], "invalid choice"),
+        (["frobnicate"], "invalid choice 'frobnicate': expected run, batch, serve,"),
+        (["rnu", "demo"], "invalid choice 'rnu' (did you mean run?); see hga --help"),
+        (["sessions", "lst"], "invalid choice 'lst' (did you mean list?)"),
         (["eval", "ppl", "demo"], "--file TEXT is needed"),
         (["eval", "gap", "demo", "-f", "x"], "--ctx LIST is needed"),
         (["eval", "gap", "demo", "--ctx", "4k", "--tail", "8k", "-f", "x"], "--tail 8,192"),
@@ -268,6 +270,11 @@ def test_exit_codes():
     assert errors.exit_code(ConfigError("x")) == 1
     assert "internal error" in errors.message(ConfigError("x"))
     assert errors.message(FetchError("a\n b")) == "a b"
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "f")
+    assert "f: No space left" in errors.message(full) and "--kv-dir" in errors.message(full)
+    full.filename = errors.STDOUT
+    assert errors.message(full) == f"standard output: {os.strerror(errno.ENOSPC)}"
+    assert errors.message(OSError(errno.ENOSPC, "half way; use -o", "f")) == "f: half way; use -o"
 
 
 def test_traceback_only_with_two_v(monkeypatch, capsys):

@@ -60,6 +60,31 @@ def test_the_plan_for_people(capsys, packed):
     assert "2,048 tokens; keys and values on disk" in lines[-1]
 
 
+def test_the_bill_of_a_card(capsys, packed):
+    """No card is needed for it."""
+    code, whole, _ = planned(capsys, packed, "--ctx", "64k", "--device", "cuda")
+    assert code == 0 and whole["kv"] == "card" and whole["gpu_mem"] is None
+    assert sum(line["bytes"] for line in whole["card_bill"]) == whole["card_total_bytes"]
+    cap = whole["card_total_bytes"] - (4 << 20)
+    words = ("--ctx", "64k", "--device", "cuda", "--gpu-mem", cap)
+    code, capped, _ = planned(capsys, packed, *words)
+    assert code == 0 and capped["kv"] == "ram" and capped["card_total_bytes"] <= cap
+    assert capped["total_bytes"] > whole["total_bytes"]
+    assert main(["plan", str(packed), *map(str, words)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "on the card" and "in host memory" in lines
+    assert any(line.startswith("--gpu-mem") for line in lines)
+
+
+def test_a_card_that_is_too_small_and_what_no_card_can_do(capsys, packed):
+    card = ["plan", str(packed), "--ctx", "64k", "--device", "cuda"]
+    assert main([*card, "--gpu-mem", "500m"]) == 3
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "--gpu-mem" in said and "trunk" in said
+    assert main([*card, "--attention", "hga-paper"]) == 2
+    assert main([*card, "--mem", "1g"]) == 3
+
+
 def test_the_doctor_measures_and_leaves_nothing(capsys, tmp_path, monkeypatch):
     from hga.tools import doctor
 

@@ -127,6 +127,7 @@ def test_help_lists_every_command_and_no_other(run_lines):
     _, _, err, _ = run_lines(["/help"])
     for command in COMMANDS:
         assert command.usage in err
+    assert len(err.splitlines()) < 23 and max(map(len, err.splitlines())) < 80
 
 
 def test_clear_undo_regen(run_lines, say):
@@ -146,10 +147,18 @@ def test_set_checks_key_and_value(run_lines):
     sampling = conversation.sampling
     assert (sampling.temperature, sampling.top_k, sampling.seed) == (0.3, 5, 4)
     assert "temp: 'hot' is not a number" in err and "did you mean temp?" in err
+    assert f"keys: {', '.join(SETTABLE)}; /show has their values" in err
     _, _, err, conversation = run_lines(["/set attention dense", "/set budget 2%", "/set budget x"])
     assert (conversation.session.attention, conversation.session.budget) == ("dense", "2%")
     assert "invalid budget" in err
     assert {"temp", "predict", "attention", "budget", "seed"} <= set(SETTABLE)
+
+
+def test_markdown_is_set_and_shown(run_lines):
+    _, _, err, _ = run_lines(["/show", "/set markdown on", "/set markdown maybe", "/show"])
+    assert "markdown        auto, replies not styled" in err
+    assert "markdown on, but nothing is styled" in err and "expected auto, on, off" in err
+    assert "markdown        on, replies not styled" in err
 
 
 def test_read_counts_before_it_spends(run_lines, say, tmp_path):
@@ -203,6 +212,25 @@ def test_completion():
     assert complete("/re") == ["/read", "/regen"]
     assert complete("hello") == []
     assert complete("t", names=SETTABLE) == ["temp", "top_k", "top_p"]
+
+
+def test_what_the_editor_completes(tmp_path, monkeypatch):
+    from prompt_toolkit.completion import CompleteEvent
+    from prompt_toolkit.document import Document
+
+    completer = repl_module._completer(lambda: ["trip", "work"])
+    (tmp_path / "notes.md").touch()
+    monkeypatch.chdir(tmp_path)
+
+    def offers(text):
+        found = completer.get_completions(Document(text, len(text)), CompleteEvent())
+        return [text[: len(text) + each.start_position] + each.text for each in found]
+
+    assert offers("/re") == ["/read", "/regen"] and offers("hello") == []
+    assert offers("/set mark") == ["/set markdown"]
+    assert offers("/set markdown o") == ["/set markdown off", "/set markdown on"]
+    assert offers("/set temp 0") == [] and offers("/set nothing o") == []
+    assert offers("/load t") == ["/load trip"] and offers("/read no") == ["/read notes.md"]
 
 
 def test_plain_lines_prompt_on_standard_error(monkeypatch, capsys):

@@ -1,71 +1,21 @@
 """The REPL on a terminal: line editing, Tab, Ctrl-C and Ctrl-D over a pseudo terminal."""
 
 import os
-import select
-import subprocess
-import sys
-import time
 
 import pytest
 
-pty = pytest.importorskip("pty", reason="no pseudo-terminals on this system")
-termios = pytest.importorskip("termios", reason="no pseudo-terminals on this system")
-fcntl = pytest.importorskip("fcntl", reason="no pseudo-terminals on this system")
+pytest.importorskip("pty", reason="no pseudo-terminals on this system")
 
 WAIT_S = 90
 
 
-class Screen:
-    """The user's side of a pseudo terminal that runs `hga`."""
-
-    def __init__(self, words, environ):
-        code = "import sys; from hga.tools.cli import main; sys.exit(main())"
-        self._side, other = pty.openpty()
-        termios.tcsetwinsize(other, (30, 100))
-        self.child = subprocess.Popen(
-            [sys.executable, "-c", code, *words],
-            stdin=other, stdout=other, stderr=other, env=environ, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )  # fmt: skip
-        os.close(other)
-        self._text = ""
-
-    def see(self, wanted):
-        """Wait for text on the screen after what was seen before; returns what came until then."""
-        end = time.monotonic() + WAIT_S
-        while wanted not in self._text:
-            assert time.monotonic() < end, f"no {wanted!r} in {self._text!r}"
-            if not select.select([self._side], [], [], 1.0)[0]:
-                continue
-            try:
-                data = os.read(self._side, 65536)
-            except OSError:
-                raise AssertionError(f"ended before {wanted!r}: {self._text!r}") from None
-            if b"\x1b[6n" in data:
-                # A terminal answers where its cursor is.
-                os.write(self._side, b"\x1b[1;1R")
-            self._text += data.decode("utf-8", "replace")
-        seen, _, self._text = self._text.partition(wanted)
-        return seen
-
-    def type(self, text):
-        os.write(self._side, text.encode())
-
-    def close(self):
-        self.child.kill()
-        self.child.wait()
-        os.close(self._side)
-
-
 @pytest.fixture
-def screen(smollm2_gguf, tmp_path):
+def screen(smollm2_gguf, tmp_path, open_screen):
     from hga.tools.pack import pack
 
     path = pack(smollm2_gguf, tmp_path / "demo.hga").path
     environ = {**os.environ, "TERM": "xterm", "XDG_STATE_HOME": str(tmp_path / "state")}
-    opened = Screen(["run", str(path), "-c", "512", "-n", "6", "-s", "1"], environ)
-    yield opened
-    opened.close()
+    return open_screen(["run", str(path), "-c", "512", "-n", "6", "-s", "1"], environ)
 
 
 def test_a_session_at_the_keyboard(screen, tmp_path):

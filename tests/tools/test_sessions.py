@@ -120,6 +120,17 @@ def test_list_show_fork_and_remove(hga, ask, tmp_path):
     assert list(folder(tmp_path).parent.iterdir()) == []
 
 
+def test_a_conversation_cannot_steer_the_terminal_that_shows_it(hga, ask, monkeypatch):
+    import sys
+
+    ask("wipe \x1b[2J it", "--session", "a")
+    code, out, _ = hga("sessions", "show", "a")
+    assert code == 0 and "> wipe \x1b[2J it" in out, "a pipe gets it as it is"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    _, out, _ = hga("sessions", "show", "a")
+    assert "> wipe \\x1b[2J it" in out and "\x1b" not in out
+
+
 def test_a_folder_of_ones_own(hga, ask, tmp_path):
     ask("x", "--session", "a", "--kv-dir", tmp_path / "mine")
     assert (tmp_path / "mine" / "a" / "head-0").is_file() and not folder(tmp_path).exists()
@@ -168,12 +179,6 @@ def test_a_list_survives_what_lies_among_the_sessions(hga, ask, tmp_path):
     (root / "a" / "head-0").unlink()
     (root / "a" / "head-0").symlink_to("head-0")
     assert hga("sessions")[0] == 0
-
-
-def test_what_is_shown_steers_no_terminal(hga, ask, tmp_path):
-    ask("\x1b[2J\tx", "--session", "a")
-    code, out, _ = hga("sessions", "show", "a")
-    assert code == 0 and r"> \x1b[2J" in out and "\x1b" not in out and r"\t" not in out
 
 
 @pytest.mark.parametrize("kv", ["ram", "disk"])
