@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hga.runtime.sampler import SamplerOptions
 from hga.runtime.tokenizer import StreamDecoder
-from hga.tools.server import wire
+from hga.tools.server import guard, wire
 from hga.tools.server.counts import Counts
 from hga.tools.server.problems import ApiError
 from hga.tools.server.stops import StopFilter
@@ -216,3 +216,23 @@ def test_a_text_that_cannot_fit_is_not_encoded_whole(kind) -> None:
         make(body, engine, SamplerOptions())
     assert caught.value.code == "context_length_exceeded" and caught.value.status == 400
     assert tokenizer.n_chars <= 1 << 20
+
+
+def test_the_key_is_compared_in_constant_time(monkeypatch) -> None:
+    compared, real = [], guard.hmac.compare_digest
+
+    def seen(given, expected):
+        compared.append((given, expected))
+        return real(given, expected)
+
+    monkeypatch.setattr(guard.hmac, "compare_digest", seen)
+    watch = guard.Guard(None, guard.Rules("s3cret", True, 1000), Counts())
+    for given, fits in ((b"Bearer s3cret", True), (b"Bearer s3creT", False), (b"", False)):
+        scope = {"path": "/metrics", "method": "GET"}
+        try:
+            watch._check_key(scope, {b"authorization": given})
+        except ApiError as error:
+            assert error.status == 401 and not fits
+        else:
+            assert fits
+    assert [given for given, _ in compared] == [b"Bearer s3cret", b"Bearer s3creT", b""]
