@@ -28,6 +28,7 @@ from hga.kvstore.disk_arena import DiskArena
 from hga.kvstore.geometry import CELLS_PER_BLOCK, n_blocks
 from hga.runtime.engine import Engine
 from hga.runtime.options import Options, parse_size
+from hga.runtime.planning import disk_bytes as planned_on_disk
 from hga.runtime.sampler import Sampler, SamplerOptions
 from hga.runtime.session import Session
 from hga.tools.conversation import Conversation
@@ -165,8 +166,7 @@ def generate(
         if kv == "ram":
             # That the arena in memory grows is the plan, and counted by it.
             found["grew"] = [name for name in found["grew"] if name != "arena_bytes"]
-        geometry = engine.geometry
-        announced = geometry.kv_bytes(engine.ctx) + geometry.sketch_bytes(engine.ctx)
+        announced = planned_on_disk(engine.geometry, engine.ctx)
         session.close()
         bill = sum(line.n_bytes for line in engine.bill())
     return {

@@ -22,6 +22,14 @@ def next_size(sizes: Iterable[int]) -> int:
     return min(max(small, sum(sizes) // 4), MOST_SLOTS)
 
 
+def sizes_for(n_blocks: int) -> list[int]:
+    """Slots of the segments that a session of so many blocks makes, one after another."""
+    sizes: list[int] = []
+    while sum(sizes) < n_blocks:
+        sizes.append(next_size(sizes))
+    return sizes
+
+
 def find_free(
     segments: Mapping[int, int],
     taken: Mapping[int, Collection[int]],

@@ -47,7 +47,7 @@ def test_a_long_reply_grows_nothing_but_what_is_planned(
     assert found["grew"] == [], found
     assert found["stop"] == "length" and found["tokens"] > n_tokens
     if kv == "disk":
-        # What was announced, in whole blocks and slots, and what follows keys and values in each.
-        assert found["announced_disk_bytes"] * 0.9 < found["disk_bytes"], found
-        assert found["disk_bytes"] < found["announced_disk_bytes"] * 1.3 + (1 << 20), found
+        # What was announced; a block that grows while it is saved has a slot more.
+        assert 0 < found["disk_bytes"] <= found["announced_disk_bytes"], found
+        assert found["segment_descriptors"] <= 60, found
         assert found["peak_rss"] < 1.03 * mem or n_tokens < 10_000, found

@@ -227,10 +227,10 @@ def test_the_key_is_compared_in_constant_time(monkeypatch) -> None:
 
     monkeypatch.setattr(guard.hmac, "compare_digest", seen)
     watch = guard.Guard(None, guard.Rules("s3cret", True, 1000), Counts())
-    for given, fits in ((b"Bearer s3cret", True), (b"Bearer s3creT", False), (b"", False)):
+    for sent, fits in ((b"Bearer s3cret", True), (b"Bearer s3creT", False), (b"", False)):
         scope = {"path": "/metrics", "method": "GET"}
         try:
-            watch._check_key(scope, {b"authorization": given})
+            watch._check_key(scope, {b"authorization": sent})
         except ApiError as error:
             assert error.status == 401 and not fits
         else:
