@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import StoreError
+from .errors import PagesError, StoreError
 from .frames import Frames
 from .geometry import BLOCK_TOKENS, CELLS_PER_BLOCK, CELLS_PER_CHUNK, Geometry, n_blocks
 from .index import Index
@@ -21,6 +21,7 @@ from .memory import aligned_zeros
 from .reader import Reader
 from .route import WINDOW_TOKENS
 from .store import SessionStore
+from .store_layout import block_name
 
 
 def signed(number: int) -> int:
@@ -221,10 +222,18 @@ class DiskArena(Index):
         raise StoreError("a read of keys and values failed")
 
     def _error(self, layer: int, block: int, number: int, ticket: int) -> StoreError:
-        """StoreError for a cell, counted in the order of bytes, that could not be read."""
+        """StoreError for a cell, counted in the order of bytes, that could not be read; PagesError
+        for one that is not what was written."""
+        from hga.kernels.cpu.io_read import SHORT_FILE, WRONG_SUM
+
         file, offset, _ = (int(n) for n in self.places[layer][block])
         size = self.geometry.cell_bytes(layer)
-        return self.reader.error(ticket, file, offset + number * size, size)
+        error = self.reader.error(ticket, file, offset + number * size, size)
+        if ticket not in (SHORT_FILE, WRONG_SUM):
+            return error
+        shape = self.store.shape
+        place, _ = shape.place(shape.layer_spans()[layer][1] + number)
+        return PagesError(f"{block_name(block)}, {place}: {error}")
 
     def shrink(self, n_tokens: int) -> None:
         """Forget everything from n_tokens on, and bring back what the layers see of the rest."""

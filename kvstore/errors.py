@@ -7,3 +7,8 @@ class StoreError(OSError):
 
 class SessionError(StoreError):
     """A session folder is damaged, or is not one that this version or this model can use."""
+
+
+class PagesError(SessionError):
+    """Keys and values of a session are damaged; its tokens, from which they can be computed again,
+    are not."""

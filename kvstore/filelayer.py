@@ -50,18 +50,31 @@ def lock(fd: int) -> None:
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def open_regular(path: Path, flags: int) -> int:
+    """A descriptor of a regular file of a session; SessionError for a pipe or a device, which may
+    have no end, and for a link: a folder that came from elsewhere must not lead a save to another
+    file. A new file is for its owner alone: what people ask a model is for nobody else to read."""
+    # To open a pipe waits for its other side.
+    careful = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        fd = os.open(path, flags | careful, 0o600)
+    except OSError as error:
+        # EISDIR, or what there is for a link: ELOOP, on some systems EMLINK or EFTYPE.
+        if error.errno == errno.EISDIR or os.path.islink(path):
+            raise SessionError(f"{path} is not a regular file: the session is damaged") from None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise SessionError(f"{path} is not a regular file: the session is damaged")
+    return fd
+
+
 class Files:
     """The system's own files."""
 
     def open(self, path: Path, flags: int) -> int:
-        """A descriptor of a regular file; SessionError for a pipe or a device, which may have no
-        end. What people ask a model is for nobody else to read."""
-        # To open a pipe waits for its other side.
-        fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o600)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise SessionError(f"{path} is not a regular file: the session is damaged")
-        return fd
+        """A descriptor of a regular file; SessionError for anything else, see `open_regular`."""
+        return open_regular(path, flags)
 
     def close(self, fd: int) -> None:
         """Close a descriptor."""

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from .errors import StoreError
-from .filelayer import lock
+from .filelayer import READ_WRITE, lock, open_regular
 
 NAME = "lock"
 
@@ -24,7 +24,7 @@ class FolderLock:
     def take(cls, folder: Path, session: str | None = None) -> "FolderLock":
         """Lock a session folder; StoreError naming the process that has it."""
         name = session or folder.name
-        fd = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+        fd = open_regular(folder / NAME, READ_WRITE | os.O_CREAT)
         try:
             lock(fd)
         except BlockingIOError:

@@ -1,6 +1,6 @@
 """Segments: the open segment files of one session, and blocks written to and read from slots.
 
-Invariant: what is read is what was written for that block at that place, or a SessionError says
+Invariant: what is read is what was written for that block at that place, or a PagesError says
 which part of it is not. Descriptors stay open until `close`.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from . import slots
 from .cellsums import Bytes, Sums, cell_sums
-from .errors import SessionError
+from .errors import PagesError, SessionError
 from .filelayer import CREATE, READ_WRITE, Files, allocate, read_all, write_all
 from .guard import must
 from .head import BlockEntry
@@ -72,27 +72,31 @@ class Segments:
         self.entries: dict[int, SegmentEntry] = {}
 
     def open(self, expected: SegmentEntry | None, number: int) -> SegmentEntry:
-        """Open a segment that a head names, or one that none does; SessionError where it is not
+        """Open a segment that a head names, or one that none does; PagesError where it is not
         what it has to be."""
         path = self.path(number)
         try:
             fd = self._files.open(path, READ_WRITE)
         except FileNotFoundError:
-            raise SessionError(f"segment {path} is missing: its keys and values are lost") from None
+            raise PagesError(f"segment {path} is missing: its keys and values are lost") from None
+        except SessionError as error:
+            raise PagesError(str(error)) from None
         try:
             header = bytearray(SEGMENT_HEADER)
             n_read = read_all(self._files, fd, memoryview(header), 0)
             entry = check_segment_header(bytes(header[:n_read]), str(path), self._shape, number)
             if expected is not None and entry != expected:
-                raise SessionError(
+                raise PagesError(
                     f"{path} is a foreign segment: it has id {entry.id:016x} and {entry.n_slots}"
                     f" slots, the session's has {expected.id:016x} and {expected.n_slots}"
                 )
             size, needed = self._files.size(fd), entry.file_bytes(self._shape)
             if size != needed:
-                raise SessionError(f"{path} has {size} bytes, expected {needed}: it was cut")
-        except BaseException:
+                raise PagesError(f"{path} has {size} bytes, expected {needed}: it was cut")
+        except BaseException as error:
             self._files.close(fd)
+            if isinstance(error, SessionError):
+                raise PagesError(str(error)) from None
             raise
         self._fds[number], self.entries[number] = fd, entry
         return entry
@@ -107,6 +111,10 @@ class Segments:
             elif found and int(found[1]) not in self.entries:
                 with contextlib.suppress(SessionError):
                     self.open(None, int(found[1]))
+
+    def skip(self, number: int) -> None:
+        """Give no new segment this number: a head names it, whether it is there or not."""
+        self._next_number = max(self._next_number, number + 1)
 
     def path(self, number: int) -> Path:
         """Where a segment lies."""
@@ -126,9 +134,12 @@ class Segments:
     def _is_own(self, number: int) -> bool:
         return self._files.links(self._fds[number]) == 1
 
+    def _next_size(self) -> int:
+        return slots.next_size(e.n_slots for e in self.entries.values())
+
     def next_file_bytes(self) -> int:
         """What `add` would take on the disk."""
-        return SEGMENT_HEADER + slots.next_size(len(self.entries)) * self._shape.block_bytes
+        return SEGMENT_HEADER + self._next_size() * self._shape.block_bytes
 
     def add(self) -> Place:
         """A new segment, whole and durable before it has its name; its first slot."""
@@ -140,7 +151,7 @@ class Segments:
         # A number is not used twice: readers may still know the file that was dropped by it.
         number = self._next_number = max(self._next_number, *(n + 1 for n in numbers), 0)
         self._next_number += 1
-        entry = SegmentEntry(number, secrets.randbits(64), slots.next_size(len(self.entries)))
+        entry = SegmentEntry(number, secrets.randbits(64), self._next_size())
         path = self.path(number)
         new = path.with_name(path.name + NEW)
         with contextlib.suppress(FileNotFoundError):
@@ -245,6 +256,17 @@ class Segments:
         self._unsynced.clear()
         self._cached = 0
 
+    def is_whole(self, block: int, at: BlockEntry, out: Bytes) -> bool:
+        """Whether a block can be read and is what was written; out: uint8 [kv_bytes], its room."""
+        try:
+            if at.segment in self.entries:
+                self.read_kv(block, at, self.read_tail(block, at)[1], out)
+                return True
+        except OSError:
+            # Damaged, or on a place of the disk that cannot be read any more.
+            pass
+        return False
+
     def read_tail(self, block: int, at: BlockEntry) -> tuple[Bytes, Sums]:
         """Index and sums of a block, as they were written."""
         shape = self._shape
@@ -253,7 +275,7 @@ class Segments:
         n_read = read_all(self._files, self._fds[at.segment], tail.data, offset)
         seal = open_seal(tail.data) if n_read == tail.nbytes else None
         if seal is None or seal_digest(tail.data[-SEAL_BYTES:]) != at.digest:
-            raise SessionError(self._what_is_wrong(block, at, seal))
+            raise PagesError(self._what_is_wrong(block, at, seal))
         index = tail[: shape.index_bytes]
         return index, tail[shape.index_bytes :][: 4 * shape.n_cells].copy().view(np.uint32)
 
@@ -277,12 +299,12 @@ class Segments:
         n_read = read_all(self._files, self._fds[at.segment], out.data, offset)
         where = f"{block_name(block)} in {self.path(at.segment)}"
         if n_read != out.nbytes:
-            raise SessionError(f"{where}: {n_read} of {out.nbytes} bytes are there: it was cut")
+            raise PagesError(f"{where}: {n_read} of {out.nbytes} bytes are there: it was cut")
         found = self._sums([out], slot_seed(self.entries[at.segment].id, at.slot, shape))
         if (bad := np.flatnonzero(found != sums)).size:
             place, inside = shape.place(int(bad[0]))
             others = f" (and {bad.size - 1} more)" if bad.size > 1 else ""
-            raise SessionError(
+            raise PagesError(
                 f"{where}: {place}{others} at offset {offset + inside}: checksum"
                 f" {found[bad[0]]:08x}, expected {sums[bad[0]]:08x}: torn, changed or swapped"
             )

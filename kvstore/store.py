@@ -19,6 +19,7 @@ import numpy as np
 from . import commit, store_folder
 from . import head as heads
 from .cellsums import Bytes, Sums
+from .errors import PagesError
 from .filelayer import Files
 from .geometry import n_blocks
 from .guard import Guard
@@ -35,7 +36,7 @@ _NO_TOKENS = heads.digest_128(b"")
 class SessionStore:
     """Made by `create`, `open` or `fork`; locked until `close`. Not for several threads."""
 
-    def __init__(self, folder: Path, lock: FolderLock, files: Files) -> None:
+    def __init__(self, folder: Path, lock: FolderLock, files: Files, salvage: bool = False) -> None:
         self.folder = folder
         self.notices: list[str] = []
         self._lock = lock
@@ -52,7 +53,9 @@ class SessionStore:
                 )
             self._words = store_folder.read_tokens(folder, self._head, files)
             self._segments = Segments(folder, self._head.shape, files, self.notices)
-            self._open_segments()
+            # Segments of no use that the last commit names; the next one removes them.
+            self._lost: list[int] = []
+            self._open_segments(salvage)
         except BaseException:
             lock.release()
             raise
@@ -63,10 +66,17 @@ class SessionStore:
         self._sums: dict[BlockEntry, Sums] = {}
         self.roll_back()
 
-    def _open_segments(self) -> None:
+    def _open_segments(self, salvage: bool) -> None:
         try:
             for number, entry in self._head.segments.items():
-                self._segments.open(entry, number)
+                try:
+                    self._segments.open(entry, number)
+                except PagesError as error:
+                    if not salvage:
+                        raise
+                    self._lost.append(number)
+                    self._segments.skip(number)
+                    self.notices.append(str(error))
             self._segments.adopt_unused()
         except BaseException:
             self._segments.close()
@@ -89,17 +99,22 @@ class SessionStore:
 
     @classmethod
     def open(
-        cls, folder: Path, fingerprint: Fingerprint | None = None, files: Files | None = None
+        cls,
+        folder: Path,
+        fingerprint: Fingerprint | None = None,
+        files: Files | None = None,
+        salvage: bool = False,
     ) -> Self:
         """The last committed state of a session, for this process alone.
 
-        fingerprint: what the caller would store; SessionError tells what differs. Raises
+        fingerprint: what the caller would store; SessionError tells what differs. salvage: open it
+        without segments that are damaged or gone, for `n_whole`, `truncate` and `commit`. Raises
         FileNotFoundError, StoreError where another process has the session, and SessionError
         where it is damaged; keys and values are verified when they are read.
         """
         if not store_folder.is_session(folder):
             raise FileNotFoundError(errno.ENOENT, f"no session {folder.name!r} in {folder.parent}")
-        store = cls(folder, FolderLock.take(folder), files or Files())
+        store = cls(folder, FolderLock.take(folder), files or Files(), salvage)
         try:
             heads.require_match(store.name, store.fingerprint, fingerprint)
         except BaseException:
@@ -254,6 +269,10 @@ class SessionStore:
             for name in self._files.names(self.folder):
                 if store_folder.TOKEN_FILE.fullmatch(name) and name not in tokens:
                     self._files.unlink(self.folder / name)
+            while self._lost:
+                path = self._segments.path(self._lost.pop())
+                if path.name in self._files.names(self.folder):
+                    self._files.unlink(path)
 
     def entry(self, block: int) -> BlockEntry:
         """Where a block lies now, committed or not."""
@@ -295,6 +314,17 @@ class SessionStore:
             self.read_block(block, out)
             if progress is not None:
                 progress((block + 1) * self.shape.block_bytes, total * self.shape.block_bytes)
+        return total
+
+    def n_whole(self, progress: Callable[[int, int], None] | None = None) -> int:
+        """Blocks of the last commit before the first that is damaged. progress: (blocks, all)."""
+        out = np.empty(self.shape.kv_bytes, np.uint8)
+        total = len(self._head.blocks)
+        for block, entry in enumerate(self._head.blocks):
+            if not self._segments.is_whole(block, entry, out):
+                return block
+            if progress is not None:
+                progress(block + 1, total)
         return total
 
     def fork(self, folder: Path, n_tokens: int | None = None, meta: str | None = None) -> list[str]:

@@ -24,9 +24,15 @@ def named(path: Path) -> Iterator[None]:
 
 def open_locked(path: Path) -> BinaryIO:
     """Open or create a file for reading and writing anywhere in it, unbuffered, for this process
-    alone while it is open. Raises BlockingIOError where another process has it."""
+    alone while it is open. Raises BlockingIOError where another process has it, OSError where it
+    is a link or no regular file: what is written must not end up elsewhere."""
+    flags = os.O_RDWR | os.O_CREAT
+    for name in ("O_BINARY", "O_NONBLOCK", "O_NOFOLLOW"):
+        flags |= getattr(os, name, 0)
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
+            raise OSError(errno.EINVAL, "is not a regular file: remove it first", str(path))
+        fd = os.open(path, flags, 0o666)
         file = open(fd, "r+b", buffering=0)  # noqa: SIM115
         try:
             lock(fd)

@@ -277,14 +277,14 @@ class Engine:
         attention = attention or self.options.attention
         budget = budget or self.options.budget
         if name is None:
-            return Session(self, self._new_arena(), attention, budget)
+            return Session(self, self.new_arena(), attention, budget)
         self._require_host(name)
         folder = session_folder(self.sessions_dir, name)
         stamp = fingerprint(self, attention, budget, self.options.prefill)
         new = not folder.exists() if new is None else new
         store = make_store(self, folder, stamp) if new else SessionStore.open(folder, stamp)
         try:
-            session = Session(self, self._new_arena(store), attention, budget)
+            session = Session(self, self.new_arena(store), attention, budget)
         except BaseException:
             store.close()
             raise
@@ -353,7 +353,7 @@ class Engine:
         if self._report is not None:
             self._report(text)
 
-    def _new_arena(self, named: SessionStore | None = None) -> RamArena | DiskArena:
+    def new_arena(self, named: SessionStore | None = None) -> RamArena | DiskArena:
         """An arena over a named session's store, which stays the caller's, or one of its own."""
         if self.on_card:
             return cast("RamArena", cast("CudaForward", self.forward_pass).new_arena())

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from hga.kvstore.errors import StoreError
 from hga.kvstore.geometry import Geometry
+from hga.kvstore.lock import NAME as LOCK_NAME
 from hga.kvstore.lock import FolderLock
+from hga.kvstore.segments import NEW
 from hga.kvstore.store import SessionStore
 from hga.kvstore.store_layout import BlockShape
 
@@ -43,13 +45,13 @@ def remove_store(store: SessionStore) -> None:
 
 def _remove_abandoned(parent: Path) -> None:
     for folder in parent.glob(_PREFIX + "*"):
-        session = folder / "session"
-        if not session.is_dir():
-            # A store that is just being made; one that was long ago never will be.
-            with contextlib.suppress(OSError):
-                if time.time() - folder.stat().st_mtime > _MAKING_S:
-                    shutil.rmtree(folder, ignore_errors=True)
-            continue
+        places = (folder / "session", folder / (".session" + NEW))
+        locked = [place for place in places if (place / LOCK_NAME).exists()]
         with contextlib.suppress(OSError):
-            FolderLock.take(session).release()
+            if locked:
+                # Its lock tells whether it is in use, whatever the clock says.
+                FolderLock.take(locked[0]).release()
+            elif abs(time.time() - folder.stat().st_mtime) < _MAKING_S:
+                # Just being made; one that was long ago, or is said to be yet, never will be.
+                continue
             shutil.rmtree(folder, ignore_errors=True)

@@ -7,7 +7,7 @@ gets none, so a text of 100 MB must be refused before it is handed over.
 from typing import Final, Protocol
 
 # Encoded at once without a look: 60 MB of memory.
-_FIRST_CHARS: Final = 1 << 20
+ALWAYS_ENCODED_CHARS: Final = 1 << 20
 # Tokens that the end of a piece may have more than the same characters within a text.
 _SLACK: Final = 256
 
@@ -24,7 +24,7 @@ def exceeds(encoder: Encoder, text: str, n_tokens: int) -> bool:
 
     Growing beginnings of it are encoded, so that no more is encoded than four times what fits.
     """
-    n_chars = _FIRST_CHARS
+    n_chars = ALWAYS_ENCODED_CHARS
     while n_chars < len(text):
         if len(encoder.encode(text[:n_chars])) > n_tokens + _SLACK:
             return True

@@ -15,6 +15,8 @@ from hga.kvstore.route import Budget
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b)?", re.IGNORECASE)
+# More of either is a slip of the fingers, and sizes of tables would not be numbers any more.
+_MOST_BYTES, _MOST_TOKENS = (1 << 60) - 1, (1 << 32) - 1
 _TOKENS = re.compile(r"(\d+(?:\.\d+)?)([km]?)", re.IGNORECASE)
 
 # What this version offers, and what design has a name for but no code yet.
@@ -40,8 +42,10 @@ def parse_size(text: str) -> int:
     if match is None:
         raise OptionError(f"invalid size {text!r}: expected a number and k, m, g or t, such as 6g")
     size = float(match[1]) * _UNITS[match[2].lower()]
-    if size < 1 or size != math.floor(size):
-        raise OptionError(f"invalid size {text!r}: expected a whole, positive number of bytes")
+    if not 1 <= size <= _MOST_BYTES or size != math.floor(size):
+        raise OptionError(
+            f"invalid size {text!r:.80}: expected a whole, positive number of bytes, below 2^60"
+        )
     return int(size)
 
 
@@ -51,8 +55,10 @@ def parse_tokens(text: str) -> int:
     if match is None:
         raise OptionError(f"invalid number of tokens {text!r}: expected for example 4096, 64k, 1m")
     tokens = float(match[1]) * _UNITS[match[2].lower()]
-    if tokens < 1 or tokens != math.floor(tokens):
-        raise OptionError(f"invalid number of tokens {text!r}: expected a whole, positive number")
+    if not 1 <= tokens <= _MOST_TOKENS or tokens != math.floor(tokens):
+        raise OptionError(
+            f"invalid number of tokens {text!r:.80}: expected a whole, positive number, below 2^32"
+        )
     return int(tokens)
 
 

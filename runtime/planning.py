@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hga.kvstore.geometry import Geometry, LayerShape, padded_head_dim
+from hga.kvstore import slots
+from hga.kvstore.geometry import Geometry, LayerShape, n_blocks, padded_head_dim
 from hga.kvstore.route import Budget, Router
+from hga.kvstore.store_layout import BlockShape, SegmentEntry
 from hga.models.plan import ModelPlan
 
 from . import budget
@@ -17,6 +19,8 @@ from .placement import Placement, place
 
 # Process, interpreter, libraries and compiled kernels, measured with the demo model.
 _RUNTIME_BYTES = 160 << 20
+# A token's id in the lists of session and conversation, and its text: measured with CPython 3.11.
+TOKEN_BYTES = 176
 
 
 def geometry_of(plan: ModelPlan, options: Options) -> Geometry:
@@ -38,7 +42,10 @@ def place_model(
     import psutil
 
     free = psutil.virtual_memory().available
-    fixed = [budget.BillLine("runtime and scratch", _RUNTIME_BYTES)]
+    fixed = [
+        budget.BillLine("runtime and scratch", _RUNTIME_BYTES),
+        budget.BillLine("token ids and text", TOKEN_BYTES * ctx, True),
+    ]
     kv = options.kv
     if options.attention == "hga-paper":
         # It reads every key when a chunk closes.
@@ -73,6 +80,13 @@ class MemoryPlan:
     card: CudaPlan | None = None
 
 
+def disk_bytes(geometry: Geometry, ctx: int) -> int:
+    """What the keys and values of a context take on disk, with index, sums and free slots."""
+    shape = BlockShape.of(geometry)
+    sizes = slots.sizes_for(n_blocks(ctx))
+    return sum(SegmentEntry(0, 0, size).file_bytes(shape) for size in sizes)
+
+
 def plan_memory(path: Path, options: Options) -> MemoryPlan:
     """The plan for a packed file, of which only the index is read. Raises as Engine.open, except
     that a budget that is too small is left to `budget.check`."""
@@ -87,6 +101,5 @@ def plan_memory(path: Path, options: Options) -> MemoryPlan:
         placement = place_model(model, geometry, ctx, options).kv
         disk = 0
         if placement.on_disk:
-            index = geometry.sketch_bytes(ctx) + geometry.scale_bytes(ctx)
-            disk = geometry.kv_bytes(ctx) + index
+            disk = disk_bytes(geometry, ctx)
         return MemoryPlan(model.plan.architecture, ctx, placement, disk)

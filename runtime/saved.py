@@ -7,6 +7,7 @@ are not stored, can be computed again with the same bits.
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from hga.kvstore.head import Fingerprint
 from hga.kvstore.store import SessionStore
 from hga.kvstore.store_layout import VERSION, BlockShape, xxh3
 
-from .marks import begin_of_last
+from .marks import DECODED, IN_A_PROMPT, begin_of_last
 from .options import OptionError
 
 if TYPE_CHECKING:
@@ -158,19 +159,53 @@ class SavedSession:
         session = self._session
         words = self._checked_words()
         self._text = self._decode(self.store.meta)
-        ids = words & np.uint32((1 << _ID_BITS) - 1)
-        if isinstance(session.arena, DiskArena):
-            session.arena.restore(words.size)
-        else:
-            session.arena.reserve(words.size)
-            for block in range(n_blocks(words.size)):
-                session.arena.load_index(block, self.store.read_index(block))
-                self.store.read_block(block, session.arena.block_kv(block))
-        marks = bytearray((words >> _ID_BITS).astype(np.uint8).tobytes())
+        self._load_pages(words.size)
+        ids, marks = _parted(words)
         first = begin_of_last(marks) if self._text.logits and marks else len(marks)
-        session.resume(ids.tolist(), marks, first)
+        session.resume(ids, marks, first)
         session.n_unchanged = self.reused_tokens = words.size
         self.open_s = time.perf_counter() - begin
+
+    def _load_pages(self, n_tokens: int) -> None:
+        arena = self._session.arena
+        if isinstance(arena, DiskArena):
+            arena.restore(n_tokens)
+            return
+        arena.reserve(n_tokens)
+        for block in range(n_blocks(n_tokens)):
+            arena.load_index(block, self.store.read_index(block))
+            self.store.read_block(block, arena.block_kv(block))
+
+    def repair(self, report: Callable[[int, int], None]) -> int:
+        """Compute keys and values again from the first damaged block on, in place of `restore`,
+        and save; the number of tokens that were run. The store is one that was opened to salvage.
+
+        Every token is run as it was, so that the result has the bits of the undamaged session.
+        report: (tokens, all). Until the save the folder stays as it is. Raises as `restore`.
+        """
+        session, store = self._session, self.store
+        words = self._checked_words()
+        self._text = self._decode(store.meta)
+        ids, marks = _parted(words)
+        first = min(store.n_whole() * BLOCK_TOKENS, words.size)
+        self._load_pages(first)
+        store.truncate(first)
+        session.resume(ids[:first], marks[:first], first)
+        end = first
+        while end < len(ids):
+            at, end = end, end + 1
+            if marks[at] == DECODED:
+                session.step(ids[at])
+            else:
+                while end < len(ids) and marks[end] == IN_A_PROMPT:
+                    end += 1
+                session.feed(ids[at:end])
+            report(end - first, len(ids) - first)
+        # A prompt that was cut at a block has a call more now.
+        session.marks, session.n_unchanged, self.reused_tokens = marks, first, first
+        if first < len(ids):
+            self.save()
+        return len(ids) - first
 
     def _checked_words(self) -> NDArray[np.uint32]:
         store, engine, ctx = self.store, self._engine, self._session.ctx
@@ -203,6 +238,12 @@ class SavedSession:
     def close(self) -> None:
         """Let others have it; what was not saved since is lost."""
         self.store.close()
+
+
+def _parted(words: NDArray[np.uint32]) -> tuple[list[int], bytearray]:
+    """Token ids, and how each was run, of stored words."""
+    ids = words & np.uint32((1 << _ID_BITS) - 1)
+    return ids.tolist(), bytearray((words >> _ID_BITS).astype(np.uint8).tobytes())
 
 
 def note_of(meta: str) -> str:

@@ -164,6 +164,8 @@ def _add_sessions(commands: "_Subparsers[_Parser]") -> None:
          operands=[("NAME", "+", "names", "their names")])  # fmt: skip
     _add(tasks, "sessions fork", handler, "begin another where one is, sharing its pages",
          operands=[name, ("NEW", None, "new", "the name of the other")])  # fmt: skip
+    _add(tasks, "sessions repair", handler, "compute damaged keys and values again",
+         operands=[name, ("MODEL", None, "model", "the model that it belongs to")])  # fmt: skip
 
 
 _Subparsers = argparse._SubParsersAction
@@ -310,9 +312,14 @@ def _cmd_verify(values: argparse.Namespace, status: Status) -> int:
 
 
 def _cmd_sessions(values: argparse.Namespace, status: Status) -> int:
+    task = values.command.split()[1]
+    if task == "repair":
+        from hga.tools.sessions_repair import repair
+
+        return repair(values, status)
     from hga.tools.sessions import sessions
 
-    return sessions(values.command.split()[1], values, status)
+    return sessions(task, values, status)
 
 
 def _cmd_plan(values: argparse.Namespace, status: Status) -> int:

@@ -16,6 +16,7 @@ from hga.tools.errors import UsageError
 from hga.tools.flag import Flag
 from hga.tools.flags import COMMANDS
 from hga.tools.folders import config_folder
+from hga.tools.texts import bounded
 
 _PREFIX = "HGA_"
 # Left to tests and scripts around hga: never an option of ours.
@@ -95,13 +96,18 @@ def _environment(environ: Mapping[str, str]) -> dict[str, _Written]:
 def _file(path: Path) -> dict[str, _Written]:
     import tomllib
 
+    if path.exists() and not path.is_file():
+        # A pipe would be waited for.
+        raise UsageError(f"{path} is not a regular file")
     try:
         with path.open("rb") as file:
-            table = tomllib.load(file)
+            table = tomllib.loads(bounded(file, str(path)).decode())
     except FileNotFoundError:
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{path} is not valid TOML: it is nested too deep") from None
     known = _names()
     written = {}
     for key, value in table.items():

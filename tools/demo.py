@@ -6,6 +6,7 @@ is the one written here. Gemma comes under its own terms, shown and accepted bef
 are fetched.
 """
 
+import contextlib
 import errno
 import hashlib
 import html
@@ -22,12 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from hga.runtime.durable import open_locked
 from hga.tools.errors import UsageError
 from hga.tools.flag_values import parse_switch
 from hga.tools.folders import cache_folder
 from hga.tools.status import Report, Status, size
 
 _BLOCK = 1 << 20
+# Held while a fetch is under way.
+_LOCK = "lock"
 
 
 class FetchError(OSError):
@@ -132,7 +136,10 @@ def ensure(name: str, status: Status | None = None, *, accept_terms: bool | None
     folder.mkdir(parents=True, exist_ok=True)
     _drop_leftovers(folder)
     _require_room(folder, bundle)
-    with tempfile.TemporaryDirectory(prefix=f".fetch-{name}-", dir=folder) as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix=f".fetch-{name}-", dir=folder) as scratch,
+        open_locked(Path(scratch) / _LOCK),
+    ):
         workspace = Path(scratch)
         if bundle.terms is not None:
             _accept(bundle, bundle.terms, folder, workspace, status, accept_terms)
@@ -155,9 +162,14 @@ def ensure(name: str, status: Status | None = None, *, accept_terms: bool | None
 
 
 def _drop_leftovers(folder: Path) -> None:
-    """Remove the scratch folders of fetches that were killed more than a day ago."""
+    """Remove the scratch folders of fetches that were killed: nobody holds their lock, or they had
+    none yet a day ago, or a day from now by a clock that was wrong."""
     for scratch in folder.glob(".fetch-*"):
-        if time.time() - scratch.stat().st_mtime > 86_400:
+        with contextlib.suppress(OSError):
+            if (scratch / _LOCK).exists():
+                open_locked(scratch / _LOCK).close()
+            elif abs(time.time() - scratch.stat().st_mtime) < 86_400:
+                continue
             shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -1,6 +1,6 @@
 """A name for the contents of a checkpoint: equal files give equal names, wherever they lie.
 
-Hashing reads everything once; the result is remembered with the size and time of each file, so
+Hashing reads everything once; the result is remembered with the size and times of each file, so
 that a checkpoint that nobody touched is not read again.
 """
 
@@ -51,7 +51,9 @@ def _files(source: Path) -> list[Path]:
 
 def _stamp(files: Sequence[Path]) -> list[list[object]]:
     stats = [(path.name, path.stat()) for path in files]
-    return [[name, s.st_size, s.st_mtime_ns, s.st_ino] for name, s in stats]
+    # The time of a file's contents can be set, by a copy that keeps it or by a clock that is put
+    # back; that of its last change of any kind cannot.
+    return [[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in stats]
 
 
 def _hash(files: Sequence[Path], report: Report) -> str:

@@ -110,7 +110,10 @@ def one_or_all(offered: tuple[str, ...]) -> OneOrAll:
 
 
 def parse_text(text: str) -> str:
-    """Text as it is; refuses bytes that are not UTF-8 (they arrive as lone surrogates)."""
+    """Text as it is; refuses bytes that are not UTF-8 (they arrive as lone surrogates), and zero
+    bytes, which a configuration file can spell and no path can have."""
+    if "\0" in text:
+        raise UsageError("the text holds a zero byte")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -176,6 +176,7 @@ PLAN = (*ENGINE, ATTENTION, BUDGET, SKETCH_BITS, KV_TYPE, KV, JSON, *OUTPUT)
 DOCTOR = (THREADS, KV_DIR, IO, JSON, *OUTPUT)
 SESSIONS_LIST = SESSIONS_SHOW = (KV_DIR, JSON, *OUTPUT)
 SESSIONS_RM = (KV_DIR, *OUTPUT)
+SESSIONS_REPAIR = (CTX, THREADS, MEM, EXPERT_CACHE, EXPERT_HINTS, GEMMA, KV, KV_DIR, IO, *OUTPUT)
 SESSIONS_FORK = (
     KV_DIR,
     Flag("turns", ("--turns",), whole(0), "the first N turns alone (default: all)", "N"),
@@ -321,7 +322,7 @@ COMMANDS = {
     "run": RUN, "batch": BATCH, "serve": SERVE, "pack": PACK, "inspect": INSPECT, "verify": VERIFY,
     "plan": PLAN, "doctor": DOCTOR,
     "sessions list": SESSIONS_LIST, "sessions show": SESSIONS_SHOW, "sessions rm": SESSIONS_RM,
-    "sessions fork": SESSIONS_FORK,
+    "sessions fork": SESSIONS_FORK, "sessions repair": SESSIONS_REPAIR,
     "bench": BENCH, "eval ppl": EVAL_PPL, "eval gap": EVAL_GAP, "eval cases": EVAL_CASES,
     "eval needle": EVAL_NEEDLE, "eval ruler": EVAL_RULER, "help": HELP, "completion": COMPLETION,
 }  # fmt: skip

@@ -23,6 +23,12 @@ def config_folder() -> Path:
     return _folder("XDG_CONFIG_HOME", "user_config_path")
 
 
+def expand(path: str | Path) -> Path:
+    """A path with a leading ~ as the home folder it stands for; that of a user who is not known,
+    which Path.expanduser takes for a failure, is a name as any other."""
+    return Path(os.path.expanduser(path))
+
+
 def _folder(variable: str, fallback: str) -> Path:
     base = os.environ.get(variable, "")
     # The XDG specification tells readers to ignore a relative path.

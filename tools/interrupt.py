@@ -4,16 +4,20 @@ the program; SIGTERM and SIGHUP end it in order, with what there is of a reply k
 Invariant: outside the `with` blocks the process's own handlers are in place.
 """
 
+import _thread
 import contextlib
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # Windows has no SIGHUP.
 _ENDINGS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+_AGAIN_S = 0.02
 
 
 class Terminated(KeyboardInterrupt):
@@ -28,6 +32,27 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise Terminated(number)
 
 
+class _Swallowed:
+    """The interpreter's hook for exceptions that cannot be raised where they came up: a signal that
+    arrives within a finalizer (of a kernel being loaded, say) would be lost there, with a traceback
+    for all effect. It is sent once more, a moment later, and what it has left half done is not
+    told."""
+
+    def __init__(self, told: Callable[[Any], object]) -> None:
+        self._told, self._lost = told, False
+
+    def __call__(self, unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if isinstance(error, KeyboardInterrupt):
+            self._lost = True
+            number = error.number if isinstance(error, Terminated) else signal.SIGINT
+            timer = threading.Timer(_AGAIN_S, _thread.interrupt_main, (number,))
+            timer.daemon = True
+            timer.start()
+        elif not self._lost:
+            self._told(unraisable)
+
+
 @contextlib.contextmanager
 def endings() -> Iterator[None]:
     """While the block runs, SIGTERM and SIGHUP raise Terminated; one that is ignored (nohup)
@@ -37,9 +62,11 @@ def endings() -> Iterator[None]:
         taken = [n for n in _ENDINGS if signal.getsignal(n) is signal.SIG_DFL]
     for number in taken:
         signal.signal(number, _terminate)
+    hook, sys.unraisablehook = sys.unraisablehook, _Swallowed(sys.unraisablehook)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
 

@@ -81,7 +81,15 @@ def pack(
     with open_source(source_path) as source:
         if any(out.exists() and out.samefile(file.path) for file in source.files):
             raise SourceError(f"{out}: the result would overwrite its source; choose another -o")
-        identity = _identity(source, fmt)
+        files = _files(source)
+        # Of a link, or other rights, which change a file's last time too, only a resumed try asks.
+        identity = {
+            "path": _as_text(str(source.path.resolve())),
+            "format": fmt,
+            "files": [
+                [*each, file.path.stat().st_ctime_ns] for each, file in zip(files, source.files)
+            ],
+        }
         tokenizer, texts = split_tokenizer(source.tokenizer_spec())
         formats = {
             spec.role: format_for(spec.role, source.tensor(spec.source), fmt)
@@ -92,14 +100,14 @@ def pack(
             resumed = sum(s.nbytes for s in layout.segments if s.name in writer.done)
             writer.write_text_segments()
             _write_tensors(writer, source, progress)
-            if _identity(source, fmt) != identity:
+            if _files(source) != files:
                 raise SourceError(f"{source.path}: the checkpoint changed while it was packed")
             rows, changed = _report(layout, writer.done)
             nbytes = writer.finish(
                 tokenizer=tokenizer,
                 generation=source.generation(),
                 source={
-                    "name": source.path.resolve().name,
+                    "name": _as_text(source.path.resolve().name),
                     "kind": source.kind,
                     "nbytes": source.nbytes,
                     "format": fmt,
@@ -112,13 +120,15 @@ def pack(
         )
 
 
-def _identity(source: Source, fmt: str) -> dict[str, Any]:
-    """What a journal must agree with before its segments are taken over."""
-    files = []
-    for file in source.files:
-        found = file.path.stat()
-        files.append([file.path.name, found.st_size, found.st_mtime_ns])
-    return {"path": str(source.path.resolve()), "format": fmt, "files": files}
+def _as_text(name: str) -> str:
+    """A file's name as text that can be stored: bytes that are no UTF-8 as escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _files(source: Source) -> list[list[Any]]:
+    """Names, sizes and times of the checkpoint's files as they are now."""
+    stats = [(_as_text(file.path.name), file.path.stat()) for file in source.files]
+    return [[name, found.st_size, found.st_mtime_ns] for name, found in stats]
 
 
 def _write_tensors(writer: ContainerWriter, source: Source, progress: Progress | None) -> None:

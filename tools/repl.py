@@ -4,6 +4,7 @@ On a terminal prompt_toolkit edits the line (history, Tab); elsewhere, and with 
 are read as they come. Prompts go to standard error, which keeps standard output for the model.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -153,15 +154,24 @@ class EditedLines:
 def _history(status: Status) -> "History":
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
+    class Kept(FileHistory):
+        """A history whose disk may fill up or go: no reason to end a conversation."""
+
+        def store_string(self, string: str) -> None:
+            with contextlib.suppress(OSError):
+                super().store_string(string)
+
     path = state_folder() / "history"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # What people ask a model is nobody else's business.
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+        # To open a pipe waits for its other side.
+        waiting = getattr(os, "O_NONBLOCK", 0)
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | waiting, 0o600))
     except OSError as error:
         status.notice(f"no history: {errors.message(error)}")
         return InMemoryHistory()
-    return FileHistory(str(path))
+    return Kept(str(path))
 
 
 def _completer(names_of_sessions: Callable[[], Iterable[str]]) -> "Completer":

@@ -14,6 +14,7 @@ from hga.tools.config import close_match
 from hga.tools.errors import UsageError
 from hga.tools.figures import reply_json
 from hga.tools.flag import SAMPLING
+from hga.tools.folders import expand
 from hga.tools.run import SAMPLER_OPTIONS, Talk
 from hga.tools.status import Status, size
 from hga.tools.texts import read_text
@@ -98,7 +99,7 @@ def _read(context: Context, rest: str) -> None:
         context.pending = ""
         context.status.say("the file is dropped")
         return
-    text = read_text(expand(rest))
+    text = read_text(typed_path(rest))
     if not text.strip():
         raise UsageError(f"{rest} is empty")
     talk = context.talk
@@ -116,11 +117,11 @@ def _read(context: Context, rest: str) -> None:
     )
 
 
-def expand(path: str) -> Path:
+def typed_path(path: str) -> Path:
     """A path as typed: quotes around it and a leading ~ are understood."""
     if len(path) >= 2 and path[0] == path[-1] and path[0] in "\"'":
         path = path[1:-1]
-    return Path(path).expanduser()
+    return expand(path)
 
 
 def _system(context: Context, rest: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from hga.tools.demo import BUNDLES, ensure
 from hga.tools.errors import OK, UsageError
 from hga.tools.fingerprint import fingerprint
-from hga.tools.folders import cache_folder
+from hga.tools.folders import cache_folder, expand
 from hga.tools.status import Status, size
 
 DEFAULT_MODEL = "demo"
@@ -36,7 +36,7 @@ def source_of(model: str, status: Status, *, accept_terms: bool = False) -> Path
     there is nothing of that name."""
     if model in BUNDLES:
         return ensure(model, status, accept_terms=accept_terms)
-    path = Path(model).expanduser()
+    path = expand(model)
     if not path.exists():
         raise UsageError(
             f"no model {model!r}: expected a packed file, a GGUF file, a safetensors folder, "

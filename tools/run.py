@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from hga.kvstore.errors import PagesError
 from hga.runtime.sampler import SamplerOptions, defaults
 from hga.tools.conversation import RAW_PREDICT, Conversation
 from hga.tools.errors import FAILED, INTERRUPTED, OK, UsageError, printable
 from hga.tools.figures import reply_json, turn_line
-from hga.tools.folders import cache_folder
+from hga.tools.folders import cache_folder, expand
 from hga.tools.interrupt import Interrupt
 from hga.tools.reply_writer import ReplyWriter, json_line
 from hga.tools.schemas import compile_schema
@@ -45,6 +46,17 @@ SAMPLER_OPTIONS = {
 
 def run(model: str | None, values: argparse.Namespace, status: Status) -> int:
     """The command; returns the exit code."""
+    try:
+        return _run(model, values, status)
+    except PagesError as error:
+        if values.session is None:
+            raise
+        from hga.tools.sessions_repair import advised
+
+        raise advised(error, values.session, model, values.kv_dir) from None
+
+
+def _run(model: str | None, values: argparse.Namespace, status: Status) -> int:
     prompt = _prompt(values)
     if prompt is not None and not prompt.strip():
         raise UsageError("the prompt is empty")
@@ -94,7 +106,7 @@ def engine_options(values: argparse.Namespace) -> "Options":
         kv_type=values.kv_type,
         kv=getattr(values, "kv", "auto"),
         io=getattr(values, "io", "auto"),
-        kv_dir=None if kv_dir is None else Path(kv_dir).expanduser(),
+        kv_dir=None if kv_dir is None else expand(kv_dir),
         sessions_dir=sessions_folder(kv_dir),
         expert_cache=getattr(values, "expert_cache", None),
         expert_hints=getattr(values, "expert_hints", "auto"),

@@ -1,10 +1,10 @@
 """JSON schemas on the command line: given as text or in a file, compiled for a model."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hga.runtime.grammar import MAX_SCHEMA_BYTES
 from hga.tools.errors import UsageError
+from hga.tools.folders import expand
 from hga.tools.texts import decode
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ def read_schema(given: str) -> str:
     """The text of a schema given as FILE or TEXT (which begins with a brace)."""
     if given.lstrip().startswith("{"):
         return given
-    path = Path(given).expanduser()
+    path = expand(given)
     if not path.is_file():
         raise UsageError(f"no file {given!r}: expected a file with a JSON schema, or its text")
     size = path.stat().st_size

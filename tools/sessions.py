@@ -5,6 +5,7 @@ has the session; verify and fork need it for themselves.
 """
 
 import argparse
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -18,8 +19,8 @@ from hga.kvstore.head import Head
 from hga.kvstore.store import SessionStore
 from hga.runtime.saved import encode_text, note_of, session_folder
 from hga.tools import conversation_state as states
-from hga.tools.errors import OK, UsageError, message, one_line
-from hga.tools.folders import cache_folder, state_folder
+from hga.tools.errors import OK, UsageError, message, one_line, printable
+from hga.tools.folders import cache_folder, expand, state_folder
 from hga.tools.reply_writer import shown
 from hga.tools.status import Status, size
 
@@ -28,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 def sessions_folder(kv_dir: str | None) -> Path:
     """Where named sessions are."""
-    return Path(kv_dir).expanduser() if kv_dir is not None else state_folder() / "sessions"
+    return expand(kv_dir) if kv_dir is not None else state_folder() / "sessions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Found:
             "tokens": self.head.n_tokens if self.head else None,
             "turns": len(self.state.turns) if self.state else None,
             "nbytes": self.n_bytes,
-            "modified": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.modified)),
+            "modified": _date("%Y-%m-%dT%H:%M:%SZ", time.gmtime, self.modified),
             "fingerprint": dict(self.head.fingerprint) if self.head else None,
             "error": self.error,
         }
@@ -64,9 +65,7 @@ def look(folder: Path) -> Found:
         raise FileNotFoundError(
             2, f"no session {folder.name!r} in {folder.parent} (hga sessions lists them)"
         )
-    stats = [path.stat() for path in folder.iterdir()]
-    n_bytes = sum(getattr(s, "st_blocks", s.st_size // 512) * 512 for s in stats)
-    modified = max(s.st_mtime for s in stats)
+    n_bytes, modified = _weigh(folder)
     head = None
     try:
         head = store_folder.peek(folder)
@@ -77,28 +76,54 @@ def look(folder: Path) -> Found:
     return Found(folder, n_bytes, modified, head, state)
 
 
+def _weigh(folder: Path) -> tuple[int, float]:
+    """What a folder's files take on the disk, and the time of the newest. Another process may
+    remove one while we look."""
+    n_bytes, dates = 0, []
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            found = path.lstat()
+            n_bytes += getattr(found, "st_blocks", found.st_size // 512) * 512
+            dates.append(found.st_mtime)
+    return n_bytes, max(dates, default=0.0)
+
+
+def _date(form: str, convert: Callable[[float], time.struct_time], seconds: float) -> str | None:
+    """A time as text; None where a clock that was wrong, or a file that came from elsewhere, says
+    what no calendar has."""
+    try:
+        return time.strftime(form, convert(seconds))
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
 def look_all(root: Path) -> list[Found]:
     """The sessions of a folder, the one used last first."""
     if not root.is_dir():
         return []
-    folders = [path for path in root.iterdir() if path.name[0] != "."]
-    found = [look(path) for path in folders if store_folder.is_session(path)]
+    found = []
+    for folder in root.iterdir():
+        # One that goes, or that may not be read, is no reason to show none of the others.
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            if folder.name[0] != ".":
+                found.append(look(folder))
     return sorted(found, key=lambda each: (-each.modified, each.folder.name))
 
 
 def table(found: list[Found]) -> list[str]:
     """A line for each session."""
-    width = max([4, *(len(each.folder.name) for each in found)])
+    # A name is any bytes but a slash: it must not steer a terminal.
+    names = [printable(each.folder.name.replace("\n", "\\n")) for each in found]
+    width = max([4, *map(len, names)])
     lines = [f"{'name':{width}}  {'tokens':>9}  {'turns':>5}  {'size':>9}  last used"]
-    for each in found:
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.modified))
+    for name, each in zip(names, found, strict=True):
+        used = _date("%Y-%m-%d %H:%M", time.localtime, each.modified) or "unknown"
         if each.error is not None or each.head is None:
-            lines.append(f"{each.folder.name:{width}}  {each.error}")
+            lines.append(f"{name:{width}}  {each.error}")
             continue
         turns = "-" if each.state is None else f"{len(each.state.turns):,}"
         lines.append(
-            f"{each.folder.name:{width}}  {each.head.n_tokens:9,}  {turns:>5}  "
-            f"{size(each.n_bytes):>9}  {used}"
+            f"{name:{width}}  {each.head.n_tokens:9,}  {turns:>5}  {size(each.n_bytes):>9}  {used}"
         )
     return lines
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from hga.tools.errors import STDOUT
+from hga.tools.errors import STDOUT, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -52,12 +52,13 @@ class Status:
     def notice(self, text: str) -> None:
         """A line that the user should see; dropped by --quiet."""
         if not self._quiet:
-            self._line(text)
+            # It may carry a name that somebody else chose.
+            self._line(printable(text.expandtabs(4)))
 
     def detail(self, text: str) -> None:
         """A line for -v."""
         if self.verbose and not self._quiet:
-            self._line(text)
+            self._line(printable(text.expandtabs(4)))
 
     def faint(self, text: str) -> None:
         """A notice that should not draw the eye: the figures after a turn."""
@@ -66,7 +67,7 @@ class Status:
 
     def say(self, text: str) -> None:
         """A line that the user asked for by a command; --quiet does not drop it."""
-        self._line(text)
+        self._line(printable(text.expandtabs(4)))
 
     def error(self, text: str) -> None:
         """The one line of a failure; never dropped."""

@@ -1,5 +1,6 @@
 """Damage of every kind is found when the session is opened or the block is read, and named."""
 
+import os
 import shutil
 import struct
 
@@ -262,3 +263,63 @@ def test_the_cell_before_a_missing_end(made, shape):
             file.truncate(place.offset + 1000)
         with pytest.raises(SessionError, match=r"1000 of 8192 bytes are there: it was cut"):
             store.read_block(5, out)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no links and pipes in the file system")
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "pipe", "folder"])
+@pytest.mark.parametrize(
+    "name", ["head-0", "head-1", "tokens-000000", "seg-000000.kv", "seg-000007.kv", "lock"]
+)
+def test_what_is_no_file_is_neither_followed_nor_waited_for(made, tmp_path, name, kind):
+    """A folder that came from elsewhere must not lead a save to a file of the user's."""
+    path, outside = made.folder / name, tmp_path / "outside"
+    if path.exists():
+        shutil.move(path, outside)
+    else:
+        outside.write_bytes(b"mine")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(outside if kind == "link" else tmp_path / "nothing")
+    before = outside.read_bytes()
+    if name == "seg-000007.kv":
+        # No head names it: it is left alone.
+        made.open().turn(200)
+        made.store.close()
+    else:
+        assert "is not a regular file" in refusal(made)
+    assert outside.read_bytes() == before and not (tmp_path / "nothing").exists()
+
+
+def test_a_flipped_bit_of_index_sums_and_seal_is_named(made, shape):
+    """A changed index would choose other groups, and nothing else would tell."""
+    place, first = made.places[3], shape.kv_bytes
+    for at in (0, shape.index_bytes - 1, shape.index_bytes + 2, shape.tail_bytes - 20):
+        before = fetch(place.path, place.offset + first + at, 1)
+        patch(place.path, place.offset + first + at, bytes([before[0] ^ 1]))
+        assert "block 3 (tokens 384 to 511)" in refusal(made)
+        assert "index, sums and seal do not match" in refusal(made)
+        patch(place.path, place.offset + first + at, before)
+    with SessionStore.open(made.folder) as store:
+        assert store.verify() == 6
+
+
+def test_two_blocks_in_one_slot_are_refused(made):
+    data = bytearray(heads.encode(store_folder.peek(made.folder)))
+    stored, n_blocks = struct.unpack_from("<Q", data, 64 + 24)[0], 6
+    begin = len(data) - stored - 16 * n_blocks
+    data[begin : begin + 8] = data[begin + 16 : begin + 24]
+    with pytest.raises(SessionError, match="two blocks lie in one slot"):
+        heads.decode(rehash(data), "x")
+
+
+def test_a_head_that_states_more_than_any_has_is_not_read(made):
+    data = bytearray(heads.encode(store_folder.peek(made.folder)))
+    struct.pack_into("<Q", data, 24, 1 << 40)
+    struct.pack_into("<Q", data, 48, heads.xxh3(bytes(data[:48])))
+    path = made.folder / "head-1"
+    path.write_bytes(data)
+    os.truncate(path, (1 << 40) + 64)
+    assert f"{path} has {(1 << 40) + 64} bytes, at most" in refusal(made, verify=False)

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from hga.kvstore.errors import StoreError
+from hga.kvstore.lock import FolderLock
 from hga.kvstore.store import SessionStore
 from hga.runtime.kv_folder import remove_store, temporary_store
 
@@ -38,3 +39,29 @@ def test_the_next_removes_what_was_abandoned(geometry, tmp_path):
     assert {path for path in tmp_path.iterdir()} == {new, store.folder.parent}
     remove_store(store)
     assert [path for path in tmp_path.iterdir()] == [new]
+
+
+@pytest.mark.parametrize("seconds", [0, 4_102_444_800])
+def test_whether_a_folder_is_in_use_is_not_told_by_its_date(geometry, tmp_path, seconds):
+    making, used, left = (tmp_path / f"kv-{name}" for name in ("making", "used", "left"))
+    store = temporary_store(geometry, tmp_path)
+    used, new = store.folder.parent, making / ".session.new"
+    new.mkdir(parents=True)
+    held = FolderLock.take(new)
+    (left / ".session.new").mkdir(parents=True)
+    FolderLock.take(left / ".session.new").release()
+    for folder in (making, used, left):
+        os.utime(folder, (seconds, seconds))
+    other = temporary_store(geometry, tmp_path)
+    assert making.exists() and used.exists() and not left.exists()
+    held.release()
+    remove_store(store)
+    remove_store(other)
+
+
+def test_an_empty_folder_of_a_clock_that_was_wrong_goes(geometry, tmp_path):
+    for name, seconds in (("past", 0), ("future", 4_102_444_800)):
+        (tmp_path / f"kv-{name}").mkdir()
+        os.utime(tmp_path / f"kv-{name}", (seconds, seconds))
+    remove_store(temporary_store(geometry, tmp_path))
+    assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ class Counting:
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(long_text, "_FIRST_CHARS", 1000)
+    monkeypatch.setattr(long_text, "ALWAYS_ENCODED_CHARS", 1000)
 
 
 @pytest.mark.parametrize("n_chars", [0, 999, 1000])

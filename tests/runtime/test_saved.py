@@ -7,9 +7,10 @@ import pytest
 
 from hga.kvstore.errors import SessionError, StoreError
 from hga.kvstore.store import SessionStore
+from hga.kvstore.store_layout import BlockShape
 from hga.runtime.engine import Engine
 from hga.runtime.sampler import Sampler, SamplerOptions
-from hga.runtime.saved import session_folder
+from hga.runtime.saved import encode_text, fingerprint, session_folder
 
 Opened = Callable[..., Engine]
 Ids = Callable[..., list[int]]
@@ -351,3 +352,13 @@ def test_the_sampler_goes_on() -> None:
     for bad in (("0", "2"), ("-1", "1"), (f"{1 << 128:x}", "1"), ("z", "1")):
         with pytest.raises(ValueError):
             again.state = bad
+
+
+def test_blocks_of_another_shape_are_refused(opened, tmp_path) -> None:
+    """A fingerprint that was copied does not make pages fit."""
+    with opened() as engine:
+        stamp = fingerprint(engine, "hga", "auto", "exact")
+        shape = BlockShape(((2, 256), (1, 512)), 100)
+        SessionStore.create(tmp_path / "sessions" / "a", shape, stamp, encode_text("")).close()
+        with pytest.raises(SessionError, match="its blocks have another shape"):
+            engine.session("a")

@@ -116,6 +116,16 @@ def test_html_in_the_encoding_it_declares():
     assert "Zażółć" in text(wrong.encode(), "p.html")
 
 
+@pytest.mark.parametrize(
+    "declared", ["idna", "punycode", "undefined", "unicode_escape", "raw-unicode-escape", "hex"]
+)
+def test_html_that_declares_what_is_no_encoding_of_pages(declared):
+    page = (
+        f'<html><meta charset="{declared}"><body>Zażółć \\ud800 gęślą jaźń-{"a" * 99}</body></html>'
+    )
+    assert "Zażółć \\ud800 gęślą" in text(page.encode(), "p.html")
+
+
 def test_html_nested_without_end_is_read():
     page = "<html><body>" + "<div>" * 50_000 + "deep" + "</div>" * 50_000 + "</body></html>"
     assert text(page.encode(), "p.html").strip() == "deep"

@@ -153,6 +153,15 @@ def test_names_that_are_no_text_can_be_stored_and_printed(tmp_path, out):
     assert all(each.name.encode().isascii() for each in found.inputs)
 
 
+def test_a_file_and_a_folder_named_as_its_output_stay_apart():
+    outputs = [output_name(name, ".md") for name in ("a", "a.md/b", "A.MD/b", "a.md/c/d", "e/a")]
+    for one in outputs:
+        for other in outputs:
+            assert not other.casefold().startswith(f"{one.casefold()}/"), outputs
+    assert outputs[0] == "a.md" and outputs[4] == "e/a.md"
+    assert output_name("a.md/b", ".json") == "a.md/b.json"
+
+
 def test_outputs_keep_the_whole_name():
     assert output_name("a/b.txt", ".md") == "a/b.txt.md"
     assert output_name("b.md", ".json") == "b.md.json"

@@ -107,6 +107,49 @@ def test_overwrite_removes_what_the_journal_lists_and_nothing_else(tmp_path):
     journal.close()
     assert sorted(path.name for path in out.iterdir()) == [JOURNAL_NAME, "mine.md"]
     assert (tmp_path / "outside.md").exists()
+
+
+@pytest.mark.parametrize(
+    "output", ["a\0b", "x" * 5000, ".", "", "folder", "loop", JOURNAL_NAME, "../out", "/etc/hosts"]
+)
+def test_a_journal_that_lists_what_is_no_output(tmp_path, output):
+    out = tmp_path / "out"
+    written(out, "a")
+    (out / "folder").mkdir()
+    (out / "loop").symlink_to("loop")
+    with (out / JOURNAL_NAME).open("ab") as file:
+        file.write(msgspec.json.encode(record("evil", output=output)) + b"\n")
+    journal = opened(out, overwrite=True)
+    journal.begin(SETTINGS)
+    journal.append(record("b"))
+    journal.close()
+    assert sorted(p.name for p in out.iterdir()) == ["folder", JOURNAL_NAME, "loop"]
+    assert list(opened(out, resume=True).records) == ["b"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in the file system")
+@pytest.mark.parametrize("kind", ["pipe", "link", "link to nothing", "folder"])
+def test_a_journal_that_is_no_file_is_refused(tmp_path, kind):
+    path, other = tmp_path / JOURNAL_NAME, tmp_path / "other"
+    other.write_text("mine\n")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(other if kind == "link" else tmp_path / "nothing")
+    with pytest.raises(OSError, match=r"regular file|directory") as failure:
+        opened(tmp_path, overwrite=True)
+    assert str(path) in message(failure.value)
+    assert other.read_text() == "mine\n" and not (tmp_path / "nothing").exists()
+
+
+def test_overwrite_leaves_one_line(tmp_path):
+    out = tmp_path / "out"
+    written(out, "a", "b")
+    journal = opened(out, overwrite=True)
+    journal.begin(SETTINGS)
+    journal.close()
     assert len((out / JOURNAL_NAME).read_text().splitlines()) == 1
 
 

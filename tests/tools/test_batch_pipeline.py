@@ -1,6 +1,7 @@
 """Reading ahead and writing behind: bounds, order, failures."""
 
 import errno
+import os
 import threading
 import time
 
@@ -87,6 +88,18 @@ def test_a_file_that_went_away_is_unread(make):
         rest = list(source)
     assert rest[0] == "001" and isinstance(rest[1], Unread)
     assert (rest[1].input.name, rest[1].reason) == ("002", "No such file or directory")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in the file system")
+def test_a_pipe_that_took_a_files_place_is_not_waited_for(make):
+    with make(3, size=100 << 20) as pipeline:
+        source = iter(pipeline)
+        assert next(source) == "000"
+        (pipeline.folder / "002").unlink()
+        os.mkfifo(pipeline.folder / "002")
+        rest = list(source)
+    assert rest[0] == "001" and isinstance(rest[1], Unread)
+    assert (rest[1].input.name, rest[1].reason) == ("002", "not a regular file any more")
 
 
 def test_a_bug_in_loading_is_not_swallowed(make):

@@ -98,6 +98,9 @@ def test_version(capsys):
         (["run", "-c", "64q"], "--ctx: invalid number of tokens '64q'"),
         (["run", "-c", "0.5"], "whole, positive"),
         (["run", "--mem", "lots"], "invalid size"),
+        (["plan", "demo", "--mem", "9" * 400], "--mem: invalid size '999"),
+        (["run", "-c", "9" * 30], "positive number, below 2^32"),
+        (["run", "~no-such-user/x.gguf", "-p", "x"], "no model '~no-such-user/x.gguf'"),
         (["run", "--attention", "sparse"], "unknown attention 'sparse'"),
         (["run", "--budget", "200%"], "invalid budget"),
         (["run", "--device", "tpu"], "unknown device"),
@@ -182,6 +185,8 @@ def test_a_stronger_source_wins_over_an_excluded_flag(seen, monkeypatch):
         ("temp = \n", "is not valid TOML"),
         ("temp = {a = 1}\n", "expected text, a number"),
         ("[run]\ntemp = 1\n", "unknown option run"),
+        (f"temp = {'[' * 5000}{']' * 5000}\n", "nested too deep"),
+        ('kv-dir = "a\\u0000b"\n', "zero byte"),
     ],
 )
 def test_configuration_file_is_checked(text, said, tmp_path, capsys):
@@ -189,6 +194,16 @@ def test_configuration_file_is_checked(text, said, tmp_path, capsys):
     assert cli.main(["run", "-p", "x"]) == 2
     err = capsys.readouterr().err
     assert said in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in the file system")
+def test_a_configuration_file_that_is_a_pipe_is_not_waited_for(tmp_path, capsys):
+    config(tmp_path, "")
+    path = tmp_path / "config" / "hga" / "config.toml"
+    path.unlink()
+    os.mkfifo(path)
+    assert cli.main(["run", "-p", "x"]) == 2
+    assert "is not a regular file" in capsys.readouterr().err
 
 
 def test_environment_is_checked(monkeypatch, capsys, seen):

@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 
+from hga.runtime.durable import open_locked
 from hga.tools import demo
 from hga.tools.demo import BUNDLES, Bundle, FetchError, Part, Terms, ensure, page_text
 from hga.tools.errors import UsageError, exit_code, message
@@ -169,6 +170,19 @@ def test_leftovers_of_killed_fetches_go(shelf, tmp_path):
     os.utime(old, (long_ago, long_ago))
     ensure("tiny", Status(quiet=True), accept_terms=True)
     assert new.exists() and not old.exists()
+
+
+@pytest.mark.parametrize("seconds", [0, 4_102_444_800])
+def test_a_fetch_under_way_is_told_by_its_lock(shelf, tmp_path, seconds):
+    # The clock may have been put forth or back since it began.
+    used, left = models(tmp_path) / ".fetch-tiny-used", models(tmp_path) / ".fetch-tiny-left"
+    for folder in (used, left):
+        folder.mkdir(parents=True)
+        (folder / "lock").touch()
+        os.utime(folder, (seconds, seconds))
+    with open_locked(used / "lock"):
+        ensure("tiny", Status(quiet=True), accept_terms=True)
+    assert used.exists() and not left.exists()
 
 
 def test_bundles_are_the_published_files():

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -72,3 +73,38 @@ def test_a_signal_that_is_ignored_stays_ignored():
         stop.obey()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends signals to itself")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_within_a_finalizer_is_not_lost(name, capsys):
+    number = getattr(signal, name)
+
+    class Loaded:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+            time.sleep(0)
+
+    class HalfDone:
+        def __del__(self) -> None:
+            raise AttributeError("as if it had been cut short")
+
+    with pytest.raises(KeyboardInterrupt) as caught, endings():
+        Loaded()
+        HalfDone()
+        time.sleep(10)
+    assert not isinstance(caught.value, Terminated) or caught.value.number == number
+    assert capsys.readouterr().err == ""
+
+
+def test_other_trouble_of_finalizers_is_told_as_ever(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+
+    class Broken:
+        def __del__(self) -> None:
+            raise AttributeError("a bug")
+
+    with endings():
+        Broken()
+    assert [str(each.exc_value) for each in told] == ["a bug"]

@@ -1,5 +1,8 @@
 """The loop, its commands and its refusals, over a fake engine and scripted lines."""
 
+import errno
+import io
+import os
 import signal
 
 import pytest
@@ -253,3 +256,30 @@ def test_history_is_private(tmp_path):
     history = repl_module._history(Status())
     history.append_string("a question")
     assert path.stat().st_mode & 0o077 == 0 and "a question" in path.read_text()
+
+
+def test_a_history_whose_disk_fails_ends_no_conversation(tmp_path, monkeypatch):
+    import builtins
+
+    path = tmp_path / "state" / "hga" / "history"
+    history, real = repl_module._history(Status()), builtins.open
+
+    def full(name, *given, **more):
+        if str(name) == str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(name, *given, **more)
+
+    monkeypatch.setattr(builtins, "open", full)
+    history.append_string("a question")
+    assert history.get_strings() == ["a question"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in the file system")
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_a_history_that_is_no_file_is_said(tmp_path, kind):
+    path = tmp_path / "state" / "hga" / "history"
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    stream = io.StringIO()
+    repl_module._history(Status(stream=stream)).append_string("a question")
+    assert "no history: " in stream.getvalue()

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,6 +162,56 @@ def test_inspect_and_verify(hga, ask, tmp_path):
     code, out, _ = hga("sessions")
     assert code == 0 and "neither head-0 nor head-1 is whole" in out
     assert hga("sessions", "rm", "a")[0] == 0
+
+
+def test_a_list_survives_what_lies_among_the_sessions(hga, ask, tmp_path):
+    ask("x", "--session", "a")
+    root = folder(tmp_path).parent
+    shutil.copytree(root / "a", root / "b\n\x1b[31m\x9b")
+    (root / "loop").symlink_to("loop")
+    (root / "file").write_text("no session")
+    (root / "empty").mkdir()
+    # As if another process had removed it between two looks.
+    (root / "a" / "tokens-000009").symlink_to("nothing")
+    code, out, err = hga("sessions")
+    assert (code, err) == (0, ""), err
+    assert [line.split()[0] for line in out.splitlines()][1:] == ["a", r"b\n\x1b[31m\x9b"]
+    (root / "a" / "head-0").unlink()
+    (root / "a" / "head-0").symlink_to("head-0")
+    assert hga("sessions")[0] == 0
+
+
+@pytest.mark.parametrize("kv", ["ram", "disk"])
+def test_repair(hga, ask, packed, tmp_path, kv):
+    words = ("--session", "a", "--temp", 0, "--kv", kv)
+    before = [ask(question * 9, *words) for question in QUESTIONS[:2]]
+    shutil.copytree(folder(tmp_path), folder(tmp_path, "b"))
+    expected = ask(QUESTIONS[2], "--session", "b", "--temp", 0, "--kv", kv)
+    for damage in ("cell", "segment"):
+        segment = folder(tmp_path) / "seg-000000.kv"
+        if damage == "cell":
+            with SessionStore.open(folder(tmp_path)) as store:
+                place = store.locate(0)
+            segment = place.path
+            data = bytearray(segment.read_bytes())
+            data[place.offset + 100] ^= 1
+            segment.write_bytes(data)
+        else:
+            segment.unlink()
+        if kv == "ram" or damage == "segment":
+            run = ("run", packed, "-c", 2000, "-p", "y", *words)
+            code, _, err = hga(*run)
+            assert code == 5 and f"hga sessions repair a {packed}" in err.splitlines()[-1], err
+        assert hga("verify", folder(tmp_path))[0] == 5
+        code, out, err = hga("sessions", "repair", "a", packed)
+        assert (code, out) == (0, ""), err
+        assert "tokens were computed again" in err.splitlines()[-1]
+        assert hga("verify", folder(tmp_path))[0] == 0
+    assert ask(QUESTIONS[2], *words)["tokens"] == expected["tokens"]
+    code, _, err = hga("sessions", "repair", "a", packed)
+    assert code == 0 and "nothing to do" in err
+    assert before[1]["reused_tokens"] > 0
+    assert hga("sessions", "repair", "c", packed)[0] == 2
 
 
 def test_damage_is_refused_when_it_is_opened(hga, ask, packed, tmp_path):

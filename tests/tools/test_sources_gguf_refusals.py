@@ -327,3 +327,15 @@ def test_random_damage_is_refused_or_harmless(tiny_gguf, tmp_path, data):
                 assert tensor.offset + tensor.nbytes <= len(content)
     except (SourceError, ConfigError, UnsupportedError) as error:
         assert str(error).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("offset", "n_bytes"), [(0, 11), (10, 1), (11, 0), (-1, 1), (3, -1), (1 << 63, 1)]
+)
+def test_no_range_beyond_a_file_is_read(tmp_path, offset, n_bytes):
+    (tmp_path / "x").write_bytes(b"0123456789")
+    file = ByteFile(tmp_path / "x")
+    with pytest.raises(SourceError, match="reach past the end of the file"):
+        file.read(offset, n_bytes)
+    assert file.read(4, 6).tobytes() == b"456789" and file.read(10, 0).size == 0
+    file.close()

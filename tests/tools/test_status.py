@@ -71,3 +71,11 @@ def test_closed_standard_error_is_no_failure():
 
 def test_rates_of_nothing_do_not_apply():
     assert rate(0, 1.0) is None and rate(5, 0.0) is None and rate(6, 2.0) == 3.0
+
+
+def test_a_name_of_somebody_elses_steers_no_terminal():
+    stream = io.StringIO()
+    status = Status(verbose=1, stream=stream)
+    for tell in (status.notice, status.detail, status.say):
+        tell("packing a\x1b[31m\x9b.gguf\nand\tmore")
+    assert stream.getvalue() == 3 * "packing a\\x1b[31m\\x9b.gguf\nand more\n"

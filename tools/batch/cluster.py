@@ -11,7 +11,6 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Final
 
 from hga.tools.batch.executor import (
@@ -25,6 +24,7 @@ from hga.tools.batch.executor import (
 from hga.tools.batch.task import Task
 from hga.tools.batch.worker import Answer, AnswerError, TokenIds
 from hga.tools.errors import UsageError, message
+from hga.tools.folders import expand
 from hga.tools.interrupt import Interrupt
 from hga.tools.status import Status
 
@@ -192,8 +192,8 @@ def open_cluster(
             num_cpus=n_cpus, max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD"
         )(RemoteWorker)
         model = values.model
-        if model is not None and Path(model).expanduser().exists():
-            model = str(Path(model).expanduser().resolve())
+        if model is not None and expand(model).exists():
+            model = str(expand(model).resolve())
         workers = [actor.remote(model, task, values) for _ in range(n_workers)]
         try:
             yield ClusterExecutor(ray, workers, status)

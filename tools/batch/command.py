@@ -7,12 +7,12 @@ for --resume; what goes wrong with one input does not stop the others.
 import argparse
 import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
-from pathlib import Path
 
 from hga.tools.batch.documents import DocumentError, read_document
 from hga.tools.batch.executor import FAILURES, Executor, Job, Outcome, open_local
@@ -24,6 +24,7 @@ from hga.tools.batch.tally import Tally
 from hga.tools.batch.task import Task, load_task
 from hga.tools.batch.worker import Answer
 from hga.tools.errors import INTERRUPTED, OK, SOME_FAILED, UsageError, message
+from hga.tools.folders import expand
 from hga.tools.interrupt import Interrupt
 from hga.tools.status import Figures, Status
 
@@ -32,7 +33,7 @@ def batch(operands: list[str], values: argparse.Namespace, status: Status) -> in
     """The command; returns the exit code."""
     if values.output is None:
         raise UsageError("-o OUTDIR is missing: the folder for the outputs and the journal")
-    out = Path(values.output).expanduser()
+    out = expand(values.output)
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "is not a folder, as -o expects", str(out))
     task = load_task(values.task, values.json_schema)
@@ -173,7 +174,7 @@ class _Batch:
             now = self._settings.values
             names = sorted(name for name in now if before.get(name) != now[name])
             return f"other settings ({', '.join(names)})"
-        if earlier.output and not (self._outputs.folder / earlier.output).is_file():
+        if earlier.output and not os.path.isfile(self._outputs.folder / earlier.output):
             return "its output is gone"
         return ""
 

@@ -40,6 +40,8 @@ _ENCODINGS = (
     "cp1252", "cp932", "euc_jp", "cp949", "gb18030", "big5", "cp1250", "iso8859_2", "cp1251",
     "koi8_r", "cp1253", "cp1254", "cp1255", "cp1256",
 )  # fmt: skip
+# Codecs of Python's that no page is written in: of names of hosts, of source code, and none at all.
+_NO_TEXT = frozenset(("idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined"))
 _SAMPLE_BYTES = 1 << 20
 _META_CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.I)
 _HTML_START = re.compile(rb"\s*(?:<\?xml[^>]*>\s*|<!--.*?-->\s*)*<(?:!doctype\s+html|html)\b", re.I)
@@ -100,9 +102,10 @@ def _decode(data: bytes, declared: str | None) -> tuple[str, str]:
         raise DocumentError(f"binary file: a zero byte at offset {data.index(0):,}")
     if declared is not None:
         try:
-            text, known = data.decode(declared), codecs.lookup(declared).name
-            return text, "" if known == "utf-8" else known
-        except (LookupError, UnicodeDecodeError):
+            known = codecs.lookup(declared).name
+            if known not in _NO_TEXT:
+                return data.decode(declared), "" if known == "utf-8" else known
+        except (LookupError, UnicodeError):
             pass
     try:
         return data.decode("utf-8"), ""

@@ -14,6 +14,7 @@ from pathlib import Path
 import xxhash
 
 from hga.tools.errors import UsageError
+from hga.tools.folders import expand
 
 _GENERATED = ("__pycache__", "node_modules")
 # A file system's limit for one name is 255 bytes; ours get endings on top.
@@ -60,7 +61,7 @@ class _Search:
         self._names: set[str] = set()
 
     def run(self, operands: Sequence[str]) -> Found:
-        roots = [Path(operand).expanduser() for operand in operands]
+        roots = [expand(operand) for operand in operands]
         for root in roots:
             if not os.path.lexists(root):
                 raise UsageError(f"no file or folder {str(root)!r}")
@@ -148,15 +149,22 @@ class _Search:
 
 def output_name(name: str, suffix: str) -> str:
     """The output's place in the output folder: the input's, with an ending added, so that
-    `a.txt` and `a.md` stay apart. Long names are cut and numbered by their hash."""
+    `a.txt` and `a.md` stay apart. Long names are cut and numbered by their hash, and so are
+    folders that end as outputs do: `a` and the folder `a.md` may both be inputs."""
     *folders, last = name.split("/")
-    return "/".join([*map(_fitting, folders), _fitting(last) + suffix])
+    return "/".join([*(_folder(part, suffix) for part in folders), _fitting(last) + suffix])
+
+
+def _folder(part: str, suffix: str) -> str:
+    return _numbered(part) if part.casefold().endswith(suffix) else _fitting(part)
 
 
 def _fitting(part: str) -> str:
+    return part if len(part.encode()) <= _MOST_NAME_BYTES else _numbered(part)
+
+
+def _numbered(part: str) -> str:
     data = part.encode()
-    if len(data) <= _MOST_NAME_BYTES:
-        return part
     kept = data[: _MOST_NAME_BYTES - 20].decode(errors="ignore")
     return f"{kept}-{xxhash.xxh3_64_hexdigest(data)}"
 

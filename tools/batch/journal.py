@@ -166,7 +166,8 @@ class Journal:
     def _restart(self, folder: Path) -> None:
         """Forget everything, and remove the outputs that are listed."""
         for record in self.records.values():
-            if record.output and (output := _inside(folder, record.output)) is not None:
+            output = _inside(folder, record.output)
+            if output is not None and output != self.path:
                 output.unlink(missing_ok=True)
         self._file.truncate(0)
         self._file.seek(0)
@@ -177,6 +178,9 @@ class Journal:
 
 
 def _inside(folder: Path, name: str) -> Path | None:
-    """A listed output, None where the name leads out of the folder: a journal may be damaged."""
+    """A listed output that is a file, None where the name leads out of the folder or to none: a
+    journal may be damaged."""
     path = folder / name
+    if not os.path.isfile(path):
+        return None
     return path if path.resolve().is_relative_to(folder.resolve()) else None

@@ -6,7 +6,10 @@ given, one after another.
 """
 
 import asyncio
+import errno
+import os
 import queue
+import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +39,16 @@ class Unread:
 
     input: Input
     reason: str
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """A descriptor of a file that is one still: a pipe put in its place since the inputs were
+    listed would be waited for without end, by Ctrl-C too."""
+    fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file any more")
+    return fd
 
 
 class _End:
@@ -161,7 +174,7 @@ class Pipeline(Generic[Item]):
 
     async def _read(self, each: Input) -> Item | Unread:
         try:
-            async with aiofiles.open(each.path, "rb") as file:
+            async with aiofiles.open(each.path, "rb", opener=_open_regular) as file:
                 # One byte more than is read of any file tells that there is more.
                 data = await file.read(MAX_FILE_BYTES + 1)
         except OSError as error:

@@ -2,9 +2,9 @@
 after it, and how the answers to the parts of a document longer than the context become one."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from hga.tools.errors import UsageError
+from hga.tools.folders import expand
 from hga.tools.schemas import read_schema
 from hga.tools.texts import read_text
 
@@ -65,7 +65,7 @@ def load_task(given: str | None, schema: str | None) -> Task:
 def _from_file(given: str) -> tuple[str, str, str, str]:
     """(name, before, after, lead): the document goes where the prompt says {document}, or after
     it."""
-    path = Path(given).expanduser()
+    path = expand(given)
     if not path.is_file():
         raise UsageError(f"no task {given!r}: expected summarize, or a file with a prompt")
     prompt = read_text(path)

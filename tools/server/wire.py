@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from hga.runtime.long_text import ALWAYS_ENCODED_CHARS, exceeds
 from hga.runtime.sampler import SamplerError, SamplerOptions
 from hga.tools.server.problems import ApiError, unsupported
 
@@ -149,6 +150,8 @@ def chat(request: ChatRequest, engine: "Engine", defaults: SamplerOptions) -> Wa
         raise ApiError(400, "messages: expected at least one", param="messages")
     messages = [_message(i, message) for i, message in enumerate(request.messages)]
     try:
+        if sum(len(message["content"]) for message in messages) > ALWAYS_ENCODED_CHARS:
+            _refuse_long(request, template.render(messages), engine)
         ids = template.render_ids(messages, engine.tokenizer, add_generation_prompt=True)
     except ValueError as error:
         raise ApiError(400, f"messages: {error}", param="messages") from None
@@ -168,6 +171,7 @@ def completion(request: CompletionRequest, engine: "Engine", defaults: SamplerOp
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]
     if isinstance(prompt, str):
+        _refuse_long(request, prompt, engine)
         start = [] if tokenizer.bos is None else [tokenizer.bos]
         ids = start + tokenizer.encode(prompt)
     else:
@@ -226,13 +230,7 @@ def _wanted(
         raise ApiError(400, f"max_tokens: expected at least 1, found {most}", param="max_tokens")
     if len(ids) + (most or 1) > engine.ctx:
         reply = f" and the reply up to {most:,}" if most is not None else ""
-        raise ApiError(
-            400,
-            f"the prompt has {len(ids):,} tokens{reply}, the context holds {engine.ctx:,}: "
-            "shorten it, ask for less, or start the server with a larger --ctx",
-            param="messages" if isinstance(request, ChatRequest) else "prompt",
-            code="context_length_exceeded",
-        )
+        raise _too_long(request, f"has {len(ids):,} tokens{reply}", engine)
     return Wanted(
         ids,
         _sampling(request, defaults),
@@ -241,6 +239,22 @@ def _wanted(
         _grammar(request, engine),
         request.stream,
         request.stream_options is not None and request.stream_options.include_usage,
+    )
+
+
+def _refuse_long(request: _Common, text: str, engine: "Engine") -> None:
+    """ApiError for a text that cannot fit, told without encoding all of it."""
+    if exceeds(engine.tokenizer, text, engine.ctx):
+        raise _too_long(request, f"of {len(text):,} characters has more tokens", engine)
+
+
+def _too_long(request: _Common, what: str, engine: "Engine") -> ApiError:
+    return ApiError(
+        400,
+        f"the prompt {what}, the context holds {engine.ctx:,}: "
+        "shorten it, ask for less, or start the server with a larger --ctx",
+        param="messages" if isinstance(request, ChatRequest) else "prompt",
+        code="context_length_exceeded",
     )
 
 

@@ -1,6 +1,8 @@
 """Parts of the server on their own: stop texts, timelines, counters."""
 
+import json
 import time
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from hga.runtime.sampler import SamplerOptions
 from hga.runtime.tokenizer import StreamDecoder
+from hga.tools.server import guard, wire
 from hga.tools.server.counts import Counts
 from hga.tools.server.problems import ApiError
 from hga.tools.server.stops import StopFilter
@@ -181,3 +184,55 @@ def test_a_worker_that_is_closed_takes_nothing() -> None:
     with pytest.raises(ApiError) as error:
         worker.require_room()
     assert error.value.status == 503
+
+
+class CountingTokenizer:
+    """A token for every character; knows how many it was given."""
+
+    bos = None
+
+    def __init__(self) -> None:
+        self.n_chars = 0
+
+    def encode(self, text):
+        self.n_chars += len(text)
+        return [0] * len(text)
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+def test_a_text_that_cannot_fit_is_not_encoded_whole(kind) -> None:
+    tokenizer, most = CountingTokenizer(), 2048
+    template = SimpleNamespace(render=lambda messages: "".join(m["content"] for m in messages))
+    engine = SimpleNamespace(tokenizer=tokenizer, ctx=most, template=template)
+    if kind == "chat":
+        parts = [{"role": "user", "content": "x" * 3_000_000} for _ in range(5)]
+        body = wire.decode(json.dumps({"messages": parts}).encode(), wire.ChatRequest)
+    else:
+        body = wire.decode(
+            json.dumps({"prompt": "x" * 15_000_000}).encode(), wire.CompletionRequest
+        )
+    make = wire.chat if kind == "chat" else wire.completion
+    with pytest.raises(ApiError, match="15,000,000 characters has more tokens") as caught:
+        make(body, engine, SamplerOptions())
+    assert caught.value.code == "context_length_exceeded" and caught.value.status == 400
+    assert tokenizer.n_chars <= 1 << 20
+
+
+def test_the_key_is_compared_in_constant_time(monkeypatch) -> None:
+    compared, real = [], guard.hmac.compare_digest
+
+    def seen(given, expected):
+        compared.append((given, expected))
+        return real(given, expected)
+
+    monkeypatch.setattr(guard.hmac, "compare_digest", seen)
+    watch = guard.Guard(None, guard.Rules("s3cret", True, 1000), Counts())
+    for sent, fits in ((b"Bearer s3cret", True), (b"Bearer s3creT", False), (b"", False)):
+        scope = {"path": "/metrics", "method": "GET"}
+        try:
+            watch._check_key(scope, {b"authorization": sent})
+        except ApiError as error:
+            assert error.status == 401 and not fits
+        else:
+            assert fits
+    assert [given for given, _ in compared] == [b"Bearer s3cret", b"Bearer s3creT", b""]
