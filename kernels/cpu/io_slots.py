@@ -249,7 +249,8 @@ def make_demand(queue: int, slot: int) -> None:
 @njit(**JIT)
 def hints_may_begin(queue: int) -> bool:
     """Under the lock: whether what is in flight leaves the disk to hints."""
-    return get(queue + DEMAND_FLIGHT) == 0 and get(queue + HINT_FLIGHT_BYTES) < _HINT_BYTES
+    beside = get(queue + DEMAND_FLIGHT) > 0
+    return bool(not beside and get(queue + HINT_FLIGHT_BYTES) < _HINT_BYTES)
 
 
 @njit(**JIT)
