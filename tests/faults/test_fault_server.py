@@ -165,7 +165,8 @@ def test_no_reply_is_lost_mixed_or_doubled(served, small, n_clients, n_each, fla
     assert [wrong for client in clients for wrong in client.wrong] == []
     ids = [name for client in clients for name in client.ids]
     n_whole = sum(client.n_whole for client in clients)
-    assert len(set(ids)) == len(ids) == n_whole > n_clients * n_each // 3
+    # The others left, or found the queue full.
+    assert len(set(ids)) == len(ids) == n_whole > n_clients * n_each // 6
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         now = counts(port)

@@ -81,10 +81,10 @@ def test_too_small_a_budget_is_refused_with_the_bill(asked, mem):
 @pytest.mark.timeout(600)
 def test_every_budget_is_kept_and_gives_the_same_tokens(asked):
     answers = {}
-    for mem in (420, 700, 1700):
+    for mem in (480, 700, 1700):
         row, done = asked(mem, 40960, 8192, 16384)
         assert done.code == 0, (row, done.err)
         assert row["peak_share"] <= 1.03, row
         answers[mem] = row["kv"], row["tokens"]
-    assert answers[420][0] == answers[700][0] == "disk" and answers[1700][0] == "ram"
-    assert answers[420][1] == answers[700][1] == answers[1700][1]
+    assert answers[480][0] == answers[700][0] == "disk" and answers[1700][0] == "ram"
+    assert answers[480][1] == answers[700][1] == answers[1700][1]
