@@ -68,9 +68,10 @@ def weight_bytes(engine: Engine) -> tuple[float, float]:
     return here, bus
 
 
-def sdpa_attend(q: Any, keys: Any, values: Any, params: Any, splits: Any, out: Any, true: int,
+def sdpa_attend(q: Any, at: Any, params: Any, splits: Any, out: Any, true: int,
                 window: int = 0, groups: Any = None, counts: Any = None) -> None:  # fmt: skip
     """`attend` through torch, for a fixed depth (`sdpa_attend.depth`) without windows."""
+    keys, values = at.keys, at.values
     n_kv, _, d = keys.shape
     n = sdpa_attend.depth
     rows = q.view(1, n_kv, -1, d)

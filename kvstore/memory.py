@@ -2,6 +2,7 @@
 
 import contextlib
 import mmap
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,3 +29,24 @@ def aligned_zeros(n_bytes: int) -> NDArray[np.uint8]:
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8)[:n_bytes]
+
+
+class Memory(Protocol):
+    """Where an arena gets memory that lasts: a device may have to see it."""
+
+    def zeros(self, n_bytes: int) -> NDArray[np.uint8]:
+        """uint8 [n_bytes], zero, that begins on a page; raises MemoryError."""
+
+    def release(self, array: NDArray[np.uint8]) -> None:
+        """Give back what `zeros` gave; nothing may use it any more."""
+
+
+class OwnMemory:
+    """The process's own memory, which goes with its last user."""
+
+    def zeros(self, n_bytes: int) -> NDArray[np.uint8]:
+        """See Memory."""
+        return aligned_zeros(n_bytes)
+
+    def release(self, array: NDArray[np.uint8]) -> None:
+        """See Memory."""

@@ -23,6 +23,7 @@ from hga.kernels.triton import (  # noqa: E402
     experts,
     heads,
     layouts,
+    places,
     products,
     routing,
 )
@@ -182,8 +183,8 @@ def test_heads(true_dim: int) -> None:
     turn = heads.turn_matrix(stored, DEVICE)
     for n, out in ((tokens, None), (1, turned)):
         heads.prepare(
-            on(qkv), tuple(map(on, norms)), on(cos), on(sin), params, turn, q, out, keys, values,
-            (codes, scales), true_dim, 0.25, 1e-6, n,
+            on(qkv), tuple(map(on, norms)), on(cos), on(sin), params, turn, q, out,
+            places.Rows(keys, values), (codes, scales), true_dim, 0.25, 1e-6, n,
         )  # fmt: skip
     rows = qkv.reshape(tokens, -1, true_dim)
     trig = (cos[:, None, :half], sin[:, None, :half])
@@ -237,7 +238,7 @@ def test_attention(case: cases.AttentionCase) -> None:
     if case.tokens == 1:
         splits = attention.SplitBuffers(case.heads, case.kv_heads, case.head_dim, DEVICE)
         out = torch.empty((case.heads, case.head_dim), device=DEVICE)
-        attention.attend(half, *stored, limits(position), splits, out, case.head_dim, case.window)
+        attention.attend(half, places.Rows(*stored), limits(position), splits, out, case.head_dim, case.window)
         assert cases.error(back(out)[None], expected) <= TOLERANCE["attend"]
     out = torch.empty((case.tokens, case.heads, case.head_dim), device=DEVICE)
     attention.attend_prompt(half, *stored, out, position, case.window)
@@ -336,7 +337,7 @@ def test_attention_over_groups() -> None:
     out = torch.empty((8, 64), device=DEVICE)
     counts = on(np.array([len(x) for x in lists], np.int32))
     attention.attend(
-        on(q).to(torch.float16), *bank(k, v), limits(699),
+        on(q).to(torch.float16), places.Rows(*bank(k, v)), limits(699),
         attention.SplitBuffers(8, 2, 64, DEVICE), out, 64, 0, on(groups), counts,
     )  # fmt: skip
     assert cases.error(back(out)[None], expected) <= TOLERANCE["attend"]
