@@ -101,6 +101,7 @@ def _serve_one_by_one(queue: Queue, read: Read) -> None:
 def _finish(queue: Queue, run: NDArray[np.int64], read: Read) -> None:
     """Read the requests of a run one by one and end it."""
     from hga.kernels.cpu import io_entry, io_slots
+
     start = time.monotonic_ns()
     for slot in run:
         words = queue.fields(int(slot))

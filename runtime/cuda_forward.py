@@ -25,34 +25,11 @@ from hga.kvstore.route import EVERYTHING, NO_UNITS, Limits, Route, Units
 from hga.kvstore.stage import Stage
 from hga.kvstore.store import SessionStore
 
+from .cuda_arena import CudaArena
 from .cuda_pages import Pages, synchronize
 from .cuda_plan import PREFILL_TOKENS
 from .cuda_weights import CudaWeights
 from .rope import RopeTables
-
-
-class CudaArena:
-    """A sequence's keys and values as a Session sees them: a Bank of the whole context."""
-
-    def __init__(self, bank: Bank, ctx: int) -> None:
-        self.bank, self.ctx = bank, ctx
-
-    @property
-    def allocated_bytes(self) -> int:
-        """Bytes of keys and values, on the card or pinned."""
-        return self.bank.nbytes
-
-    def reserve(self, n_tokens: int) -> None:
-        """Room is there for the whole context; StoreError beyond it."""
-        if n_tokens > self.ctx:
-            raise StoreError(f"{n_tokens} tokens do not fit in a context of {self.ctx}")
-
-    def shrink(self, n_tokens: int) -> None:
-        """Nothing: what lies beyond the tokens of a sequence is never read."""
-
-    def close(self) -> None:
-        """Free everything."""
-        self.bank.close()
 
 
 class CudaForward:
@@ -93,7 +70,8 @@ class CudaForward:
     def new_arena(self) -> CudaArena:
         """An arena of the engine's context. Raises StoreError where memory is short."""
         try:
-            return CudaArena(Bank(self._shapes, self._ctx, self._device, self._on_host), self._ctx)
+            bank = Bank(self._shapes, self._ctx, self._device, self._on_host)
+            return CudaArena(bank, self._geometry, self._ctx)
         except (torch.OutOfMemoryError, MemoryError) as error:
             where = "host" if self._on_host else "GPU"
             raise StoreError(

@@ -270,9 +270,7 @@ class _Given:
 
     def error(self, at: int, ticket: int) -> Exception:
         """What reading the at-th cell failed by."""
-        return self._arena.error(
-            self._layer, int(self._blocks[at]), int(self._numbers[at]), ticket
-        )
+        return self._arena.error(self._layer, int(self._blocks[at]), int(self._numbers[at]), ticket)
 
     def forget(self) -> None:
         """Empty the memory that the cells were given."""

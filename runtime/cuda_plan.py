@@ -126,9 +126,7 @@ def place_on_card(
     everything = [*fixed, *expert_line, kv]
     runtime = BillLine("runtime", _HOST_BYTES)
     if options.kv == "auto" and (limit is None or total(everything) <= limit):
-        return CudaPlan(
-            tuple(everything), Placement(False, 0, 0, (runtime,)), False, n_experts
-        )
+        return CudaPlan(tuple(everything), Placement(False, 0, 0, (runtime,)), False, n_experts)
     pages = max(geometry.layer_bytes(i) for i in range(len(geometry.layers))) * n_blocks(ctx)
     fixed.append(BillLine("keys and values of a layer", pages, True))
 

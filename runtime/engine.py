@@ -23,8 +23,7 @@ from .compiling import compile_ahead
 from .container import ModelFile
 from .expert_budget import trunk_bytes
 from .expert_reads import ExpertReads
-from .options import OptionError, Options
-from .placement import Placement
+from .options import Options
 from .planning import geometry_of, place_model
 from .saved import SavedSession, fingerprint, make_store, session_folder
 from .session import Session
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from hga.kernels.ops import Backend
 
     from .cuda_backend import CudaBackend
-    from .cuda_forward import CudaArena, CudaForward
+    from .cuda_forward import CudaArena
     from .experts import ExpertCache
     from .forward import ForwardPass
     from .grammar import GrammarCompiler
@@ -287,11 +286,13 @@ class Engine:
         budget = budget or self.options.budget
         if name is None:
             return Session(self, self.new_arena(), attention, budget)
-        self._require_host(name)
         folder = session_folder(self.sessions_dir, name)
         stamp = fingerprint(self, attention, budget, self.options.prefill)
         new = not folder.exists() if new is None else new
-        store = make_store(self, folder, stamp) if new else SessionStore.open(folder, stamp)
+        if new:
+            store = make_store(self, folder, stamp)
+        else:
+            store = SessionStore.open(folder, stamp, sum_cells=self.sum_cells)
         try:
             session = Session(self, self.new_arena(store), attention, budget)
         except BaseException:
@@ -310,7 +311,6 @@ class Engine:
         """Save a session under a new name and return the one to go on with: itself, or another in
         its place, which is then for the caller to close. A named one stays as it is under its old
         name. Raises as `session` does."""
-        self._require_host(name)
         folder = session_folder(self.sessions_dir, name)
         if isinstance(session.arena, DiskArena):
             # Its pages are shared with the new session, which needs a reader of its own.
@@ -334,10 +334,6 @@ class Engine:
             raise
         session.saved = saved
         return session
-
-    def _require_host(self, name: str) -> None:
-        if self.on_card:
-            raise OptionError(f"session {name!r}: device 'cuda' cannot be saved yet (--device cpu)")
 
     @property
     def expert_reads(self) -> ExpertReads:

@@ -11,28 +11,17 @@ from numpy.typing import NDArray
 
 from hga.kvstore.arena import RamArena
 from hga.kvstore.disk_arena import DiskArena
-from hga.kvstore.geometry import CHUNK_TOKENS
 from hga.kvstore.route import Units
 from hga.kvstore.stage import Stage
 
 from .experts import ExpertCache
 from .forward import ForwardPass
+from .marks import cuts
 from .placement import SEGMENT_TOKENS
 
 if TYPE_CHECKING:
     from .cuda_forward import CudaForward
     from .cuda_pages import Pages
-
-
-def cuts(position: int, n_tokens: int, step: int) -> list[tuple[int, int]]:
-    """Ranges of at most `step` tokens of a prompt at position…, which end at multiples of a chunk,
-    where units of a routed prompt do."""
-    ranges, first = [], 0
-    while first < n_tokens:
-        size = step - (position + first) % CHUNK_TOKENS if step > CHUNK_TOKENS else step
-        ranges.append((first, min(first + size, n_tokens)))
-        first += size
-    return ranges
 
 
 class InMemory:

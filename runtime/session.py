@@ -9,15 +9,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hga.kvstore.arena import RamArena
 from hga.kvstore.disk_arena import DiskArena, ReadCounts
 from hga.kvstore.geometry import CHUNK_TOKENS
 from hga.kvstore.route import EVERYTHING, PREFILLS, RULES, Budget, Route, Router
 
-from .marks import DECODED, FIRST_OF_A_CALL
-from .prompt import Residual, cuts, open_stage, parts_of, pass_layers, residual_memory
+from .marks import DECODED, FIRST_OF_A_CALL, cuts
+from .prompt import Residual, open_stage, parts_of, pass_layers, residual_memory
 from .session_types import ContextError, Logits, StopReason, TokenSampler, check_ids
 from .turn_stats import TurnStats
 

@@ -156,7 +156,8 @@ def attend(
     _attend[(n_kv, SPLITS)](
         q, keys, values, groups if listed else q, counts if listed else q, params,
         b.partial, b.tops, b.sums, keys.shape[1], groups.stride(0) if groups is not None else 0,
-        R=rows, RP=padded, D=d, W=width, PAGED=paged, LISTED=listed, WINDOW=window, S=SPLITS, T=TILE,
+        R=rows, RP=padded, D=d, W=width, PAGED=paged, LISTED=listed, WINDOW=window, S=SPLITS,
+        T=TILE,
     )  # fmt: skip
     _merge[(n_heads,)](
         b.partial, b.tops, b.sums, out, R=rows, RP=padded, TRUE=true_dim, W=width, S=SPLITS

@@ -63,8 +63,8 @@ class StagingRoom:
 class Bank:
     """Owner of one sequence's keys, values and sketches; `close` frees them.
 
-    rows: per layer; sketches: per layer None or codes and scales. `graphs`: decode steps recorded
-    on them, by shape.
+    rows: per layer; kept: the sketches, and per layer `sketches`: None or codes and scales;
+    `graphs`: decode steps recorded on them, by shape.
     """
 
     # Layers before whose attention the host has work to do: none.
@@ -79,8 +79,8 @@ class Bank:
         self._staged: StagingRoom | None = None
         self._device = device
         self.rows: list[Rows] = []
-        self._kept = Sketches(shapes, self.capacity, device)
-        self.sketches = self._kept.layers
+        self.kept = Sketches(shapes, self.capacity, device)
+        self.sketches = self.kept.layers
         for s in shapes:
             size = (s.n_kv_heads, self.capacity, s.head_dim)
             self.rows.append(Rows(self._new(size), self._new(size)))

@@ -43,7 +43,9 @@ class PromptBank(Protocol):
         """Take over what was added to what `stage` gave."""
 
 
-def prefill(model: Model, bank: PromptBank, b: Buffers, block: Block, n_logits: int) -> torch.Tensor:
+def prefill(
+    model: Model, bank: PromptBank, b: Buffers, block: Block, n_logits: int
+) -> torch.Tensor:
     """Append a block of tokens; logits float32 [n_logits, V] of the last."""
     x = embedded(model, block.tokens)
     for i in range(len(model.layers)):

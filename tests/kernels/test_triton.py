@@ -238,7 +238,9 @@ def test_attention(case: cases.AttentionCase) -> None:
     if case.tokens == 1:
         splits = attention.SplitBuffers(case.heads, case.kv_heads, case.head_dim, DEVICE)
         out = torch.empty((case.heads, case.head_dim), device=DEVICE)
-        attention.attend(half, places.Rows(*stored), limits(position), splits, out, case.head_dim, case.window)
+        attention.attend(
+            half, places.Rows(*stored), limits(position), splits, out, case.head_dim, case.window
+        )
         assert cases.error(back(out)[None], expected) <= TOLERANCE["attend"]
     out = torch.empty((case.tokens, case.heads, case.head_dim), device=DEVICE)
     attention.attend_prompt(half, *stored, out, position, case.window)
