@@ -156,7 +156,8 @@ class CudaForward:
         params = np.zeros(PARAMS, np.int32)
         params[1] = position
         made = (np.asarray(tokens, np.int32), angles, params)
-        return Block(*(torch.from_numpy(x).to(self._device) for x in made), position)
+        ids, turns, state = (torch.from_numpy(x).to(self._device) for x in made)
+        return Block(ids, turns, state, position)
 
     def residual(self, n_tokens: int) -> torch.Tensor:
         """Room for the residual stream of a prompt of n_tokens, or of a part of it: float32 [t,

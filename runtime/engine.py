@@ -32,8 +32,8 @@ from .session_types import ContextError
 if TYPE_CHECKING:
     from hga.kernels.ops import Backend
 
+    from .cuda_arena import CudaArena
     from .cuda_backend import CudaBackend
-    from .cuda_forward import CudaArena
     from .experts import ExpertCache
     from .forward import ForwardPass
     from .grammar import GrammarCompiler

@@ -193,14 +193,10 @@ class Session:
         self._count_disk()
         return residual
 
-    def _head(self, residual: Residual) -> Logits:
-        """Logits of tokens from the residual stream; overwritten by the next call."""
-        return self._forward.head(self._layers, residual)
-
     def _logits_by_layers(self, ids: Sequence[int]) -> Logits:
         """Append tokens; logits [1, V] of the last."""
         with residual_memory(self._forward, len(ids)) as memory:
-            return self._head(self._pass_layers(ids, memory)[-1:])
+            return self._forward.head(self._layers, self._pass_layers(ids, memory)[-1:])
 
     def feed(
         self, token_ids: Sequence[int], progress: Callable[[int, int], None] | None = None
@@ -243,7 +239,7 @@ class Session:
                 residual = self._pass_layers(part, memory, advance)
                 self.stats.prompt_tokens += len(part)
                 if end == total:
-                    self._logits = self._head(residual[-1:])[0].copy()
+                    self._logits = self._forward.head(self._layers, residual[-1:])[0].copy()
                 self.stats.prefill_s += time.perf_counter() - start
                 if progress is not None:
                     progress(end, total)
@@ -328,7 +324,7 @@ class Session:
                 for first, end in parts_of(forward, len(self.tokens), n, memory, rows):
                     residual = self._pass_layers(token_ids[first:end], memory, rows=rows)
                     for at in range(0, len(residual), rows):
-                        logits = self._head(residual[at : at + rows])
+                        logits = self._forward.head(self._layers, residual[at : at + rows])
                         self._logits = logits[-1].copy()
                         yield logits
             return
