@@ -1,11 +1,13 @@
 """Decoding with experts on disk: tokens per second against what the drive allows.
 
     python bench/experts.py MODEL.hga --mem 4g [--tokens 64] [--hints on|off|auto] [--ctx 4096]
+    python bench/experts.py MODEL.hga --mem 4g --ctx 64k --depth 63k --budget 2048
 
-Tokens are sampled (bench/synthetic.py: random tokens would choose experts without locality) after a
-warm-up. Then the drive is measured: reads of whole experts at random, past the page cache, through
-the same reader, three at a time, as a layer asks for, and eight. What tokens read over the best of
-these bandwidths is the time that the drive takes. Prints one JSON object.
+With --depth a context of random keys and values lies before them (bench/noise.py), on disk where
+memory is short. Tokens are sampled (bench/synthetic.py: random tokens would choose experts without
+locality) after a warm-up. Then the drive is measured: reads of whole experts at random, past the
+page cache, through the same reader, three at a time, as a layer asks for, and eight. What tokens
+read over the best of these bandwidths is the time that the drive takes. Prints one JSON object.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from noise import fill
 
 from hga.kvstore.memory import aligned_zeros
 from hga.kvstore.reader import Reader
@@ -79,6 +82,7 @@ def run(values: argparse.Namespace) -> dict[str, Any]:
         io=values.io,
         expert_cache=values.expert_cache,
         expert_hints=values.hints,
+        budget=values.budget,
     )
     random = np.random.default_rng(values.seed)
     with Engine.open(values.model, options) as engine:
@@ -87,11 +91,14 @@ def run(values: argparse.Namespace) -> dict[str, Any]:
             raise SystemExit("all experts are in memory: a smaller --mem is needed")
         memory = memory_bandwidth(engine._backend.n_threads)
         with engine.session() as session:
+            if values.depth:
+                fill(session, values.depth)
             session.feed(random.integers(0, engine.plan.vocab_size, values.prompt).tolist())
             decode(session, values.warm, random)
             before = cache.reads
+            session.reset_stats()
             seconds = decode(session, values.tokens, random)
-            reads = cache.reads - before
+            reads, stats = cache.reads - before, session.stats
         charged = _charged()
         drives = [(drive_bandwidth(engine, at_once=n), n) for n in (3, 8, 3, 8)]
         drive = max(speed for speed, _ in drives)
@@ -105,6 +112,10 @@ def run(values: argparse.Namespace) -> dict[str, Any]:
             "drive_gb_s": round(drive / 1e9, 2),
             "drives_gb_s": [[round(speed / 1e9, 2), n] for speed, n in drives],
             "memory_gb_s": round(memory / 1e9, 1),
+            "depth": values.depth,
+            "kv": "disk" if session.on_disk else "ram",
+            "attended": stats.attended_mean and round(stats.attended_mean),
+            "kv_hit_rate": stats.kv_hit_rate and round(stats.kv_hit_rate, 4),
             "tokens": n,
             "tokens_per_s": round(n / total, 3),
             "median_ms": round(1e3 * statistics.median(seconds), 1),
@@ -133,6 +144,8 @@ def main() -> None:
     parser.add_argument("--mem", type=parse_size)
     parser.add_argument("--expert-cache", type=parse_size)
     parser.add_argument("--ctx", type=parse_tokens, default=4096)
+    parser.add_argument("--depth", type=parse_tokens, default=0)
+    parser.add_argument("--budget", default="auto")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--warm", type=int, default=64)
     parser.add_argument("--prompt", type=int, default=1)

@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+from noise import fill
 
-from hga.runtime import Engine, Options, Session
+from hga.runtime import Engine, Options
 from hga.tools.bench import memory_bandwidth, weight_bytes
 from hga.tools.pack import pack
 
@@ -50,24 +50,6 @@ def shaped_model(folder: Path) -> Path:
     packed = folder / "shaped.hga"
     pack(checkpoint, packed, "q4")
     return packed
-
-
-def filled(engine: Engine, n_tokens: int) -> Session:
-    """A session of n_tokens whose keys, values and sketches are random."""
-    session, rng = engine.session(), np.random.default_rng(0)
-    arena = session._arena
-    arena.reserve(n_tokens + 256)
-    noise = rng.standard_normal(1 << 20).astype(np.float16).view(np.uint8)
-    for slab in arena._slabs:
-        slab[:] = np.resize(np.roll(noise, int(rng.integers(1 << 20))), slab.nbytes)
-    for i, sketches in enumerate(arena.sketches):
-        if sketches is not None:
-            block = 32 * engine.geometry.layers[i].head_dim + 128
-            blocks = sketches.reshape(len(sketches), -1, block)
-            blocks[:] = rng.integers(0, 256, block, dtype=np.uint8)
-            blocks[:, :, -128:] = 16 * 8
-    session.tokens = [1] * n_tokens
-    return session
 
 
 def routing_kernel() -> int:
@@ -114,7 +96,8 @@ def main() -> None:
         path = Path(a.model) if a.model else shaped_model(Path(folder))
         options = Options(threads=a.threads, ctx=a.ctx + 512, budget=str(a.budget))
         with Engine.open(path, options) as engine:
-            session, forward = filled(engine, a.ctx), engine.forward_pass
+            session, forward = engine.session(), engine.forward_pass
+            fill(session, a.ctx)
             kernel = routing_kernel()
 
             def routing() -> None:

@@ -126,7 +126,10 @@ class SessionStore:
         where it is damaged; keys and values are verified when they are read.
         """
         if not store_folder.is_session(folder):
-            raise FileNotFoundError(errno.ENOENT, f"no session {folder.name!r} in {folder.parent}")
+            there = f": {folder} holds something else" if folder.exists() else ""
+            raise FileNotFoundError(
+                errno.ENOENT, f"no session {folder.name!r} in {folder.parent}{there}"
+            )
         store = cls(folder, FolderLock.take(folder), files or Files(), salvage, sum_cells)
         try:
             heads.require_match(store.name, store.fingerprint, fingerprint)

@@ -167,9 +167,13 @@ def make(
 
 
 def remove(folder: Path) -> None:
-    """Remove a session, damaged or not; segments that others share stay with them."""
+    """Remove a session, damaged or not, or what a removal that was cut short has left of one;
+    segments that others share stay with them, and of a link only the link goes."""
     files = Files()
-    if not is_session(folder):
+    if folder.is_symlink():
+        files.unlink(folder)
+        return
+    if not is_session(folder) and not _is_bare(folder):
         raise FileNotFoundError(errno.ENOENT, f"no session {folder.name!r} in {folder.parent}")
     lock = FolderLock.take(folder)
     try:
@@ -189,8 +193,14 @@ def _remove(folder: Path, files: Files) -> None:
     files.remove_folder(folder)
 
 
+def _is_bare(folder: Path) -> bool:
+    """Whether a folder holds nothing but, perhaps, a lock."""
+    return folder.is_dir() and set(os.listdir(folder)) <= {LOCK_NAME}
+
+
 def _clear(folder: Path, files: Files) -> None:
-    for name in files.names(folder):
+    # Heads go last: without one a folder is no session any more, and nothing would remove the rest.
+    for name in sorted(files.names(folder), key=lambda name: name in HEADS):
         plain = name.removesuffix(NEW)
         if name in HEADS or TOKEN_FILE.fullmatch(name) or FILE_NAME.fullmatch(plain):
             files.unlink(folder / name)

@@ -89,7 +89,7 @@ def _compare(segment: Segment, found: str) -> None:
 
 def is_packed(path: Path) -> bool:
     """True if the file starts like a packed model; raises OSError if it cannot be read."""
-    with open(path, "rb") as file:
+    with named(path), open(path, "rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
 

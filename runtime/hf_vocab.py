@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from .durable import named
 from .tokenizer_spec import (
     BYTE_TEXTS,
     MAX_JSON_BYTES,
@@ -283,6 +284,7 @@ def _read(path: Path, limit: int) -> str:
     if size > limit:
         raise TokenizerError(f"{path}: expected at most {limit:,} bytes, found {size:,}")
     try:
-        return path.read_text(encoding="utf-8")
+        with named(path):
+            return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{path}: not UTF-8: {error.reason}") from None

@@ -74,14 +74,22 @@ def _run(prog: str, argv: list[str]) -> int:
         # The reader has gone, and the interpreter's last flush would complain.
         abandon(sys.stdout)
         return errors.FAILED
-    except Terminated as ended:
-        status.notice("ended by a signal")
-        return 128 + ended.number
-    except KeyboardInterrupt:
-        status.notice("interrupted")
-        return errors.INTERRUPTED
+    except KeyboardInterrupt as signalled:
+        return _end(signalled, status)
     except Exception as error:
-        return _fail(error, status, argv)
+        # While a class is made, Python turns whatever is raised into a RuntimeError.
+        cause = error.__cause__
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__
+        return _fail(error, status, argv) if cause is None else _end(cause, status)
+
+
+def _end(signalled: KeyboardInterrupt, status: Status) -> int:
+    if isinstance(signalled, Terminated):
+        status.notice("ended by a signal")
+        return 128 + signalled.number
+    status.notice("interrupted")
+    return errors.INTERRUPTED
 
 
 def _fail(error: Exception, status: Status, argv: Sequence[str]) -> int:
@@ -262,6 +270,9 @@ def _model_argument(values: argparse.Namespace) -> str | None:
     if operand is not None and flag is not None and operand != flag:
         raise errors.UsageError(f"two models: {operand} and {flag}; give one")
     name: str | None = flag if operand is None else operand
+    if name == "":
+        # A variable of a script that is not set must not become the demo model.
+        raise errors.UsageError("the name of the model is empty: leave it out for the demo model")
     return name
 
 

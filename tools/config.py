@@ -21,6 +21,8 @@ from hga.tools.texts import bounded
 _PREFIX = "HGA_"
 # Left to tests and scripts around hga: never an option of ours.
 _FOREIGN = "HGA_TEST_"
+# What no option takes; Python refuses to write numbers of more than 4,300 digits.
+_MOST_BITS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,8 @@ def _file(path: Path) -> dict[str, _Written]:
             table = tomllib.loads(bounded(file, str(path)).decode())
     except FileNotFoundError:
         return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
+        # TOMLDecodeError, UnicodeDecodeError, and what Python says of a number of 5,000 digits.
         raise UsageError(f"{path} is not valid TOML: {error}") from None
     except RecursionError:
         raise UsageError(f"{path} is not valid TOML: it is nested too deep") from None
@@ -117,14 +120,22 @@ def _file(path: Path) -> dict[str, _Written]:
             raise UsageError(f"unknown option {where}{close_match(name, known)}")
         if isinstance(value, bool):
             text = "true" if value else "false"
+        elif isinstance(value, int) and value.bit_length() > _MOST_BITS:
+            raise UsageError(f"{where}: the number is too large")
         elif isinstance(value, str | int | float):
             text = str(value)
-        elif isinstance(value, list) and all(isinstance(v, str | int | float) for v in value):
+        elif isinstance(value, list) and all(_is_plain(v) for v in value):
             text = ",".join(str(v) for v in value)
         else:
             raise UsageError(f"{where}: expected text, a number, true or false")
         written[name] = _Written(text, where)
     return written
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | float) or (
+        isinstance(value, int) and value.bit_length() <= _MOST_BITS
+    )
 
 
 def _names() -> set[str]:

@@ -27,6 +27,12 @@ class UsageError(ValueError):
 
 
 # EDQUOT does not exist on Windows.
+# A name that the system cannot look up.
+_NAME_ERRNOS = (errno.ENAMETOOLONG, errno.ELOOP)
+# A message has to be read: names and values out of a file may have any length.
+_MOST_CHARS = 900
+_KEPT_CHARS = (500, 300)
+
 _NO_ROOM_ERRNOS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 # C0 and C1 but for the line break, and what turns the direction of writing.
@@ -70,12 +76,22 @@ def exit_code(error: BaseException) -> int:
     """The exit code of interface.md for an exception that reached the top."""
     if isinstance(error, OSError) and error.errno in _NO_ROOM_ERRNOS:
         return NO_ROOM
+    if isinstance(error, OSError) and error.errno in _NAME_ERRNOS:
+        return USAGE
     return _lookup(error) or FAILED
 
 
 def message(error: BaseException) -> str:
-    """What to tell the user, on one line; an exception that nobody planned says that it is a
-    bug."""
+    """What to tell the user, on one line, a very long one without its middle; an exception that
+    nobody planned says that it is a bug."""
+    text = _message(error)
+    if len(text) <= _MOST_CHARS:
+        return text
+    before, after = _KEPT_CHARS
+    return f"{text[:before]} […] {text[-after:]}"
+
+
+def _message(error: BaseException) -> str:
     if _lookup(error) is None:
         return one_line(
             f"internal error: {type(error).__name__}: {error} (-v -v shows the traceback)"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from hga.runtime.durable import named
 from hga.tools.status import Report
 
 _BLOCK = 4 << 20
@@ -66,7 +67,7 @@ def _hash(files: Sequence[Path], report: Report) -> str:
         # The name of a lone file is the user's; within a folder names have a meaning.
         name = path.name if len(files) > 1 else ""
         hasher.update(f"{name}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
+        with named(path), path.open("rb") as file:
             while block := file.read(_BLOCK):
                 hasher.update(block)
                 done += len(block)
@@ -76,8 +77,9 @@ def _hash(files: Sequence[Path], report: Report) -> str:
 
 def _read(memo: Path) -> dict[str, object]:
     try:
-        table = json.loads(memo.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        # A pipe would be waited for.
+        table = json.loads(memo.read_text(encoding="utf-8")) if memo.is_file() else {}
+    except (OSError, ValueError, RecursionError):
         # Only a cache of hashes: without it they are computed.
         return {}
     return table if isinstance(table, dict) else {}

@@ -18,6 +18,7 @@ from hga.tools.repl_commands import COMMANDS, SETTABLE, Context, dispatch
 from hga.tools.run import Talk
 from hga.tools.status import Status, is_terminal
 from hga.tools.texts import decode
+from hga.tools.typing_ahead import hidden_typing
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -74,10 +75,11 @@ class Repl:
         if not text.strip():
             return False
         try:
-            if text.startswith("/"):
-                reply = dispatch(self._context, text)
-            else:
-                reply = self._context.send(text)
+            with hidden_typing():
+                if text.startswith("/"):
+                    reply = dispatch(self._context, text)
+                else:
+                    reply = self._context.send(text)
         except Exception as error:
             refused = errors.exit_code(error) in (errors.USAGE, errors.BAD_MODEL)
             # What cannot be saved is still in memory.

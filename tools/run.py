@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from hga.kvstore.errors import PagesError
-from hga.runtime.sampler import SamplerOptions, defaults
+from hga.runtime.sampler import SamplerError, SamplerOptions, defaults
 from hga.tools.conversation import RAW_PREDICT, Conversation
 from hga.tools.errors import FAILED, INTERRUPTED, OK, UsageError, printable
 from hga.tools.figures import reply_json, turn_line
@@ -182,7 +182,12 @@ def sampling_from(values: argparse.Namespace, generation: dict[str, object]) -> 
         for name, option in SAMPLER_OPTIONS.items()
         if getattr(values, name) is not None
     }
-    return replace(defaults(generation), **given)
+    recommended = defaults(generation)
+    try:
+        return replace(recommended, **given)
+    except SamplerError as error:
+        # The checkpoint's own values have passed.
+        raise UsageError(str(error)) from None
 
 
 class Talk:

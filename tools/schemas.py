@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from hga.runtime.durable import named
 from hga.runtime.grammar import MAX_SCHEMA_BYTES
 from hga.tools.errors import UsageError
 from hga.tools.folders import expand
@@ -24,7 +25,9 @@ def read_schema(given: str) -> str:
         raise UsageError(
             f"{given}: expected a JSON schema of at most {MAX_SCHEMA_BYTES:,} bytes, found {size:,}"
         )
-    return decode(path.read_bytes(), given)
+    with named(path):
+        data = path.read_bytes()
+    return decode(data, given)
 
 
 def compile_schema(engine: "Engine", given: str | None) -> "Grammar | None":

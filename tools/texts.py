@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import BinaryIO
 
+from hga.runtime.durable import named
 from hga.tools.errors import UsageError
 
 # What is read of a file or of standard input: no context holds so much, and a pipe may not end.
@@ -22,7 +23,7 @@ def bounded(stream: BinaryIO, name: str, whole: bool = True) -> bytes:
 
 def read_text(path: Path) -> str:
     """The text of a file; raises UsageError where it is not UTF-8 text, or too much of it."""
-    with path.open("rb") as file:
+    with named(path), path.open("rb") as file:
         return decode(bounded(file, str(path)), str(path))
 
 

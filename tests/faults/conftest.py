@@ -2,6 +2,7 @@
 takes seconds for what it is asked."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -68,6 +69,25 @@ def start(home: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[bytes
     for process in begun:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def served(
+    start: Callable[..., subprocess.Popen[bytes]],
+) -> Callable[..., tuple[subprocess.Popen[bytes], int]]:
+    """served(model, *flags) -> (process, port) of a server."""
+
+    def go(model: Path, *flags: object) -> tuple[subprocess.Popen[bytes], int]:
+        process = start("serve", model, "--port", "0", *flags)
+        said = b""
+        while not (found := re.search(rb"listening on http://[\d.]+:(\d+)[^\n]*\n", said)):
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        return process, int(found[1])
+
+    return go
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import http.client
 import json
 import os
 import random
-import re
 import signal
 import socket
 import sys
@@ -118,22 +117,6 @@ def counts(port):
         text = connection.getresponse().read().decode()
     lines = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, value in lines}
-
-
-@pytest.fixture
-def served(start):
-    """served(model, *flags) -> (process, port) of a server."""
-
-    def go(model, *flags):
-        process = start("serve", model, "--port", "0", *flags)
-        said = b""
-        while not (found := re.search(rb"listening on http://[\d.]+:(\d+)", said)):
-            line = process.stderr.readline()
-            assert line, said
-            said += line
-        return process, int(found[1])
-
-    return go
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks into /proc")

@@ -88,6 +88,9 @@ def test_version(capsys):
         (["run", "--budg", "1%"], "unknown option --budg"),
         (["run", "a", "b"], "unexpected argument 'b'"),
         (["run", "a", "-m", "b"], "two models: a and b"),
+        (["run", "", "-p", "x"], "the name of the model is empty"),
+        (["plan", "-m", ""], "the name of the model is empty"),
+        (["run", "a" * 5000, "-p", "x"], "File name too long"),
         (["run", "-p", "x", "-f", "y"], "exclude each other"),
         (["run", "--temp", "hot"], "--temp: 'hot' is not a number"),
         (["run", "--temp", "nan"], "--temp"),
@@ -187,6 +190,9 @@ def test_a_stronger_source_wins_over_an_excluded_flag(seen, monkeypatch):
         ("[run]\ntemp = 1\n", "unknown option run"),
         (f"temp = {'[' * 5000}{']' * 5000}\n", "nested too deep"),
         ('kv-dir = "a\\u0000b"\n', "zero byte"),
+        (f"n = {'9' * 5000}\n", "not valid TOML"),
+        (f"seed = 0x{'f' * 5000}\n", "the number is too large"),
+        (f"budget = [0x{'f' * 5000}]\n", "expected text, a number"),
     ],
 )
 def test_configuration_file_is_checked(text, said, tmp_path, capsys):
@@ -277,6 +283,9 @@ def test_exit_codes():
     assert errors.exit_code(ConfigError("x")) == 1
     assert "internal error" in errors.message(ConfigError("x"))
     assert errors.message(FetchError("a\n b")) == "a b"
+    assert errors.exit_code(OSError(errno.ENAMETOOLONG, "long", "f")) == 2
+    long = errors.message(FetchError("begin" + "x" * 9999 + "end"))
+    assert len(long) < 900 and long.startswith("begin") and long.endswith("end")
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "f")
     assert "f: No space left" in errors.message(full) and "--kv-dir" in errors.message(full)
     full.filename = errors.STDOUT

@@ -149,6 +149,9 @@ def test_sampling_defaults_come_from_the_checkpoint(hga_run, say):
     values.temp, values.seed = 0.3, 5
     options = run.sampling_from(values, {"do_sample": False})
     assert (options.temperature, options.seed) == (0.3, 5)
+    values.top_k = 10**30
+    with pytest.raises(UsageError, match="top_k: expected an integer"):
+        run.sampling_from(values, {})
 
 
 def test_binary_input_is_refused():

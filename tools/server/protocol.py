@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 # From a connection, or the first byte of a further request on it, to the end of the request's head.
@@ -33,6 +34,18 @@ class PatientProtocol(H11Protocol):
         if self._patience is not None:
             self._patience.cancel()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            # Whoever answers the request, which has turned out to be none, has nobody to write to.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        try:
+            super().send_400_response(msg)
+        except h11.LocalProtocolError:
+            # There is an answer already, or half of one.
+            self.transport.close()
 
     @property
     def _idle(self) -> bool:

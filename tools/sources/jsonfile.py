@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Final, NoReturn
 
+from hga.runtime.durable import named
 from hga.runtime.json_size import most_values
 
 from .source import SourceError
@@ -49,4 +50,6 @@ def load_object(path: Path, limit_bytes: int) -> dict[str, object]:
     size = path.stat().st_size
     if size > limit_bytes:
         raise SourceError(f"{path}: expected at most {limit_bytes} bytes, found {size}")
-    return parse_object(path.read_bytes(), str(path))
+    with named(path):
+        data = path.read_bytes()
+    return parse_object(data, str(path))
