@@ -1,12 +1,14 @@
 """Decode and prefill on a card at growing depths: the roofline first, then what is measured.
 
-    python bench/gpu.py MODEL.hga --depths 4k,32k,64k [--gpu-mem 32g] [--kv ram] [--budget 1024]
+    python bench/gpu.py MODEL.hga --depths 4k,32k,64k [--gpu-mem 32g] [--kv disk] [--budgets 1024]
 
 One session grows from depth to depth with random tokens, so prefill speed is that of each stretch.
 At each depth tokens are decoded by every budget, densely by our kernels, and densely with torch's
 scaled_dot_product_attention in their place (same weights, recorded as a graph as well). The
 roofline of a decoded token is its bytes over the bandwidths measured here and now: weights, key
-sketches and keys and values from the card's memory, what lies on the host over the bus.
+sketches and keys and values from the card's memory, what lies on the host over the bus. What comes
+from the disk is not in it: "disk MB" and "wait ms" are a token's, "in memory" the share of cells
+that were found there.
 """
 
 import argparse
@@ -196,7 +198,7 @@ def main() -> int:
             f" {best:,.0f} tok/s before keys and values\n"
         )
         print("| depth | budget | prefill tok/s | decode tok/s | p50 ms | p99 ms | card ms |"
-              " attended | KV MB | of the roofline | disk MB | waiting ms | in memory |")  # fmt: skip
+              " attended | KV MB | of the roofline | disk MB | wait ms | in memory |")  # fmt: skip
         print("| ---: | --- |" + " ---: |" * 11, flush=True)
         random = np.random.default_rng(0)
         vocab = engine.plan.vocab_size
