@@ -23,8 +23,7 @@ from hga.kvstore.memory import aligned_zeros
 from hga.kvstore.plain_reader import PlainReader
 from hga.kvstore.reader_request import WRONG_SUM
 
-# Blocks of a layer that go to the card, or come from it, at a time.
-CHUNK_BLOCKS = 64
+from .cuda_plan import CHUNK_BLOCKS
 
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]

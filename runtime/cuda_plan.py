@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hga.kernels.formats import FORMATS
-from hga.kvstore.geometry import BLOCK_TOKENS, Geometry, n_blocks
+from hga.kvstore.geometry import BLOCK_TOKENS, CELLS_PER_BLOCK, Geometry, n_blocks
 from hga.kvstore.route import Budget, Router
 from hga.models.plan import ModelPlan, MoePlan
 
@@ -31,6 +31,8 @@ PREFILL_TOKENS = 2048
 # Of a prompt whose keys and values go to disk, what passes a layer together: the more, the less
 # often earlier pages are read. At least so many tokens; at most this share of the cap, or so much.
 _LEAST_PART, _MOST_PART_SHARE, _MOST_PART_BYTES = 8192, 0.02, 1 << 30
+# Blocks of a layer that go between card and host at a time.
+CHUNK_BLOCKS = 64
 # The least room for widened weights (kernels/triton/model.py), elements of two bytes.
 _LEAST_SCRATCH = 96 << 20
 
@@ -136,6 +138,7 @@ def place_on_card(
         if kv == "disk":
             line, part = _part_of_prompt(plan, ctx, limit)
             lines.append(line)
+            host.append(BillLine("lists of cells, part of a layer", _lists_bytes(geometry, ctx)))
         left = (limit if limit is not None else total(lines) + experts) - total(lines)
         if left < 0 or (experts and left < experts // n_experts):
             raise BudgetError(_too_small([*lines, *expert_line[:1]], limit or 0))
@@ -155,6 +158,13 @@ def place_on_card(
 
     chosen = placed(options.kv)
     return placed("disk") if chosen.host.on_disk else chosen
+
+
+def _lists_bytes(geometry: Geometry, ctx: int) -> int:
+    """When cells were used, cells that are asked for, and blocks on their way to the card."""
+    heads = [s.n_kv_heads for s in geometry.layers]
+    lists = 4 * (sum(heads) + max(heads)) * n_blocks(ctx) * CELLS_PER_BLOCK
+    return lists + CHUNK_BLOCKS * max(geometry.layer_bytes(i) for i in range(len(heads)))
 
 
 def _part_of_prompt(plan: ModelPlan, ctx: int, limit: int | None) -> tuple[BillLine, int]:
