@@ -181,9 +181,8 @@ class Session:
         stage = open_stage(arena, position, position + len(ids))
         try:
             units, residual = PREFILLS[self._prefill], memory[: len(ids)]
-            pass_layers(
-                self._forward, self._layers, ids, position, stage, units, advance, residual, rows
-            )
+            where = self._forward, self._layers
+            pass_layers(*where, ids, position, stage, units, advance, residual, rows)
             stage.finish()
         except BaseException:
             stage.abandon()
