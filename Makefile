@@ -138,7 +138,10 @@ format: $(VENV)/.setup-dev
 	@$(BIN)/ruff format .
 
 mypy: $(VENV)/.setup-dev types
-	@$(BIN)/mypy $(FOLDERS:%=-p hga.%)
+	@for platform in linux darwin win32; do \
+	  $(BIN)/mypy --platform $$platform --cache-dir .mypy_cache/$$platform $(FOLDERS:%=-p hga.%) \
+	    || exit 1; \
+	done
 
 arrows: $(VENV)/.setup-dev
 	@$(BIN)/lint-imports

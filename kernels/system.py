@@ -183,6 +183,11 @@ def backed_bytes(found: os.stat_result) -> int:
     return found.st_blocks * 512
 
 
+def passes_page_cache() -> bool:
+    """Whether files can be read past the page cache (O_DIRECT)."""
+    return hasattr(os, "O_DIRECT")
+
+
 def renames_open_files() -> bool:
     """Whether a file or folder in use can be moved and removed."""
     return sys.platform != "win32"
@@ -309,7 +314,7 @@ def _fallbacks() -> Iterator[str]:
         yield "no preadv: files are read by seeking, through the interpreter, four threads at most"
     elif not hasattr(os, "preadv"):
         yield "no preadv: files are read through the interpreter, four threads at most"
-    if not hasattr(os, "O_DIRECT"):
+    if not passes_page_cache():
         yield "no O_DIRECT: reads pass through the page cache"
     if not hasattr(os, "posix_fadvise"):
         yield "no posix_fadvise: what was written stays in the page cache until the system drops it"

@@ -62,7 +62,9 @@ def open_file(place: Path | str | int, direct: bool, note: Callable[[str], None]
     except OSError as error:
         raise StoreError(_reason(error, f"{name} cannot be opened")) from error
     file = DiskFile(name, buffered, -1, 1, 1)
-    if direct:
+    if direct and not system.passes_page_cache():
+        note("files are read through the page cache: this system has no O_DIRECT")
+    elif direct:
         problem = _open_direct(file, place, flags)
         if problem:
             note(f"{name} is read through the page cache: {problem}")
@@ -71,9 +73,7 @@ def open_file(place: Path | str | int, direct: bool, note: Callable[[str], None]
 
 def _open_direct(file: DiskFile, place: Path | str | int, flags: int) -> str:
     """Add a descriptor with O_DIRECT, if a read by it works; returns why not."""
-    o_direct = getattr(os, "O_DIRECT", 0)
-    if not o_direct:
-        return f"{system.name()} has no O_DIRECT"
+    o_direct: int = getattr(os, "O_DIRECT", 0)
     # A second description of the same file, even if its name is gone.
     again = f"/proc/self/fd/{file.buffered}"
     try:

@@ -68,7 +68,8 @@ def cache_key() -> str:
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     cpu = config.CPU_NAME or ""
-    system = (sys.version, sys.platform, MACHINE, str(mmap.PAGESIZE))
+    # The version names the compiler, and so the system.
+    system = (sys.version, MACHINE, str(mmap.PAGESIZE))
     for part in (version("numba"), version("llvmlite"), *system, cpu):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()
