@@ -50,6 +50,13 @@ def commands(source: Path, folder: Path) -> dict[str, list[str]]:
     }
 
 
+def job_of(words: dict[str, list[str]], folder: Path, result: Path) -> dict[str, object]:
+    """What simulated_platform.py takes; bench/aarch64.py gives it the same."""
+    session = folder / "state" / "hga" / "sessions" / "other"
+    told = {"modules": modules(), "commands": [*words.values()], "lock": str(session)}
+    return {**told, "result": str(result)}
+
+
 @pytest.fixture(scope="module")
 def ran(
     tiny_hf: Callable[..., Path], own_home: dict[str, str], tmp_path_factory: pytest.TempPathFactory
@@ -62,9 +69,7 @@ def ran(
             folder = tmp_path_factory.mktemp(platform)
             words = commands(tiny_hf("llama"), folder)
             job, result = folder / "job.json", folder / "result.json"
-            told = {"modules": modules(), "commands": [*words.values()], "result": str(result)}
-            told["lock"] = str(folder / "state" / "hga" / "sessions" / "other")
-            job.write_text(json.dumps(told), encoding="utf-8")
+            job.write_text(json.dumps(job_of(words, folder, result)), encoding="utf-8")
             program = str(Path(__file__).with_name("simulated_platform.py"))
             state = {"XDG_STATE_HOME": str(folder / "state")}
             child = subprocess.run(
