@@ -42,6 +42,11 @@ _MOST_BUFFERS = 1024
 _LOCK_AT = 0x7FFFFFFE
 
 
+_DEVICES = frozenset(
+    ("con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10)))
+)
+
+
 def name() -> str:
     """Such as "Linux 6.12.1, x86_64, Python 3.12.4"."""
     own = _NAMES.get(sys.platform, sys.platform)
@@ -122,6 +127,14 @@ def write_at(fd: int, views: Sequence[memoryview], offset: int) -> int:
     with _seeking:
         os.lseek(fd, offset, os.SEEK_SET)
         return os.write(fd, views[0])
+
+
+def keeps_name(name: str) -> bool:
+    """Whether a file can have this name, of characters that all systems take, as it stands: Windows
+    gives some names to devices and drops a full stop at the end."""
+    if sys.platform != "win32":
+        return True
+    return not name.endswith(".") and name.partition(".")[0].lower() not in _DEVICES
 
 
 def lock(fd: int) -> None:

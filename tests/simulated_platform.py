@@ -333,6 +333,20 @@ def refusals(folder: str) -> list[str]:
     return told
 
 
+def refused_names(names: list[str]) -> list[str]:
+    """Of names for a session, those that are refused."""
+    from hga.runtime.options import OptionError
+    from hga.runtime.saved import session_folder
+
+    refused = []
+    for name in names:
+        try:
+            session_folder(Path(), name)
+        except OptionError:
+            refused.append(name)
+    return refused
+
+
 def main() -> None:
     job = json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
     become(sys.argv[1])
@@ -353,6 +367,7 @@ def main() -> None:
     doctor._FILE_BYTES, doctor._CELLS = 4 << 20, 256
     ran = [run_command(words) for words in job["commands"]]
     result = {"failed": failed, "ran": ran, "seen": seen, "locked": refusals(job["lock"])}
+    result["refused_names"] = refused_names(job["names"])
     Path(job["result"]).write_text(json.dumps(result), encoding="utf-8")
 
 

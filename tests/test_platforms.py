@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux is what simulates")
 
 PLATFORMS = ("linux", "darwin", "win32")
+# Of sessions; Windows keeps the first three for itself.
+NAMES = ["con", "NUL.1", "trip.", "trip", "console", "a.b"]
 LONG = "Count the words of this sentence. " * 40
 
 
@@ -54,7 +56,7 @@ def job_of(words: dict[str, list[str]], folder: Path, result: Path) -> dict[str,
     """What simulated_platform.py takes; bench/aarch64.py gives it the same."""
     session = folder / "state" / "hga" / "sessions" / "other"
     told = {"modules": modules(), "commands": [*words.values()], "lock": str(session)}
-    return {**told, "result": str(result)}
+    return {**told, "names": NAMES, "result": str(result)}
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +174,8 @@ def test_files_are_locked(ran, platform: str) -> None:
 
 def test_macos_flushes_the_drive(ran) -> None:
     assert ran("darwin").seen["full_syncs"] > 0 == ran("linux").seen["full_syncs"]
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_names_that_no_file_can_have_are_refused(ran, platform: str) -> None:
+    assert ran(platform).refused_names == (NAMES[:3] if platform == "win32" else [])
