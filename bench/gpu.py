@@ -1,12 +1,14 @@
 """Decode and prefill on a card at growing depths: the roofline first, then what is measured.
 
-    python bench/gpu.py MODEL.hga --depths 4k,32k,64k [--gpu-mem 32g] [--kv ram] [--budget 1024]
+    python bench/gpu.py MODEL.hga --depths 4k,32k,64k [--gpu-mem 32g] [--kv disk] [--budgets 1024]
 
 One session grows from depth to depth with random tokens, so prefill speed is that of each stretch.
 At each depth tokens are decoded by every budget, densely by our kernels, and densely with torch's
 scaled_dot_product_attention in their place (same weights, recorded as a graph as well). The
 roofline of a decoded token is its bytes over the bandwidths measured here and now: weights, key
-sketches and keys and values from the card's memory, what lies on the host over the bus.
+sketches and keys and values from the card's memory, what lies on the host over the bus. What comes
+from the disk is not in it: "disk MB" and "wait ms" are a token's, "in memory" the share of cells
+that were found there.
 """
 
 import argparse
@@ -68,9 +70,10 @@ def weight_bytes(engine: Engine) -> tuple[float, float]:
     return here, bus
 
 
-def sdpa_attend(q: Any, keys: Any, values: Any, params: Any, splits: Any, out: Any, true: int,
+def sdpa_attend(q: Any, at: Any, params: Any, splits: Any, out: Any, true: int,
                 window: int = 0, groups: Any = None, counts: Any = None) -> None:  # fmt: skip
     """`attend` through torch, for a fixed depth (`sdpa_attend.depth`) without windows."""
+    keys, values = at.keys, at.values
     n_kv, _, d = keys.shape
     n = sdpa_attend.depth
     rows = q.view(1, n_kv, -1, d)
@@ -94,9 +97,36 @@ def dense_by_torch(engine: Engine, bank: Any, depth: int) -> float:
     return timed(graph.replay)
 
 
-def decode_row(session: Any, ids: list[int], budget: str, engine: Engine) -> dict[str, Any]:
-    """Latencies of single tokens from the session's depth, which is kept."""
-    depth = len(session.tokens)
+def measured(session: Any, ids: list[int], name: str) -> dict[str, Any]:
+    """Latencies and counts of single tokens from the session's depth, which is kept."""
+    depth, n, steps = len(session.tokens), len(ids), []
+    session.reset_stats()
+    for token in ids:
+        begin = time.perf_counter()
+        session.step(token)
+        steps.append(time.perf_counter() - begin)
+    stats = session.stats
+    session.truncate(depth)
+    return {
+        "budget": name,
+        "tps": n / sum(steps),
+        "p50_ms": 1e3 * statistics.median(steps),
+        "p99_ms": 1e3 * float(np.quantile(steps, 0.99)),
+        "attended": stats.attended / n,
+        "kv_bytes": stats.read_bytes / n,
+        "index_bytes": stats.index_bytes / n,
+        "disk_bytes": stats.disk_bytes / n,
+        "stall_ms": 1e3 * stats.stall_s / n,
+        "hit_rate": stats.kv_hit_rate,
+    }
+
+
+def decode_rows(
+    session: Any, ids: list[int], others: list[int], budget: str
+) -> list[dict[str, Any]]:
+    """Rows of a budget. On disk three: with empty frames, with the same tokens again, which find
+    all that fits, and with others after them."""
+    depth, n = len(session.tokens), len(ids)
     session.attention = "dense" if budget == "dense" else "hga"
     if budget != "dense":
         session.budget = budget
@@ -105,27 +135,29 @@ def decode_row(session: Any, ids: list[int], budget: str, engine: Engine) -> dic
         for token in ids:
             session.step(token)
         session.truncate(depth)
-    session.reset_stats()
-    steps = []
-    for token in ids:
-        begin = time.perf_counter()
-        session.step(token)
-        steps.append(time.perf_counter() - begin)
-    stats, n = session.stats, len(ids)
+    if session.on_disk:
+        arena = session.arena
+        for layer, cells in enumerate(arena.cells):
+            arena.frames.drop(layer, cells, 0, cells.shape[1])
+        kinds = ((ids, "cold"), (ids, "warm"), (others, "others"))
+        return [measured(session, tokens, f"{budget}, {kind}") for tokens, kind in kinds]
+    row = measured(session, ids, budget)
     shape = 0 if budget == "dense" else 1 << ((depth + n - 1) // 8).bit_length()
-    graph = session.arena.bank.graphs[shape]
-    alone = timed(graph.replay)
-    session.truncate(depth)
-    return {
-        "budget": budget,
-        "tps": n / sum(steps),
-        "p50_ms": 1e3 * statistics.median(steps),
-        "p99_ms": 1e3 * float(np.quantile(steps, 0.99)),
-        "card_ms": 1e3 * alone,
-        "attended": stats.attended / n,
-        "kv_bytes": stats.read_bytes / n,
-        "index_bytes": stats.index_bytes / n,
-    }
+    (graph,) = session.arena.bank.graphs[shape]
+    return [row | {"card_ms": 1e3 * timed(graph.replay)}]
+
+
+def printed(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    disk = f"{row['disk_bytes'] / 1e6:,.1f} | {row['stall_ms']:.2f}" if row["disk_bytes"] else " | "
+    card = f"{row['card_ms']:.2f}" if "card_ms" in row else ""
+    hits = f"{100 * row['hit_rate']:.1f} %" if row["hit_rate"] is not None else ""
+    return (
+        f"| {row['depth']:,} | {row['budget']} | {row['prefill_tps']:,.0f} | {row['tps']:,.1f} |"
+        f" {row['p50_ms']:.2f} | {row['p99_ms']:.2f} | {card} | {row['attended']:,.0f} |"
+        f" {row['kv_bytes'] / 1e6:,.0f} | {100 * row['tps'] / row['roofline_tps']:.0f} % |"
+        f" {disk} | {hits} |"
+    )
 
 
 def main() -> int:
@@ -134,7 +166,9 @@ def main() -> int:
     parser.add_argument("--depths", default="4k,32k,64k")
     parser.add_argument("--budgets", default="auto,1024,dense")
     parser.add_argument("--gpu-mem", type=parse_size, default=None)
+    parser.add_argument("--mem", type=parse_size, default=None, help="of host memory")
     parser.add_argument("--kv", default="auto")
+    parser.add_argument("--kv-dir", type=Path, default=None)
     parser.add_argument("-n", type=int, default=64)
     parser.add_argument("--sdpa", action="store_true", help="dense attention by torch as well")
     values = parser.parse_args()
@@ -142,7 +176,15 @@ def main() -> int:
     ctx = max(depths) + values.n + 8
     rates = bandwidths()
     begin = time.perf_counter()
-    options = Options(ctx=ctx, device="cuda", attention="hga", gpu_mem=values.gpu_mem, kv=values.kv)
+    options = Options(
+        ctx=ctx,
+        device="cuda",
+        attention="hga",
+        gpu_mem=values.gpu_mem,
+        mem=values.mem,
+        kv=values.kv,
+        kv_dir=values.kv_dir,
+    )
     rows: list[dict[str, Any]] = []
     with Engine.open(values.model, options) as engine:
         opened = time.perf_counter() - begin
@@ -156,8 +198,8 @@ def main() -> int:
             f" {best:,.0f} tok/s before keys and values\n"
         )
         print("| depth | budget | prefill tok/s | decode tok/s | p50 ms | p99 ms | card ms |"
-              " attended | KV MB | of the roofline |")  # fmt: skip
-        print("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
+              " attended | KV MB | of the roofline | disk MB | wait ms | in memory |")  # fmt: skip
+        print("| ---: | --- |" + " ---: |" * 11, flush=True)
         random = np.random.default_rng(0)
         vocab = engine.plan.vocab_size
         session = engine.session(attention="hga")
@@ -169,24 +211,15 @@ def main() -> int:
             session.reset_stats()
             session.feed(random.integers(0, vocab, missing).tolist())
             speed = session.stats.prefill_tps
-            ids = random.integers(0, vocab, values.n).tolist()
+            ids, others = (random.integers(0, vocab, values.n).tolist() for _ in "ab")
             for budget in values.budgets.split(","):
-                row = {
-                    "depth": depth,
-                    "prefill_tps": speed,
-                    **decode_row(session, ids, budget, engine),
-                }
-                kv = row["kv_bytes"] / rates["bus" if kv_bus else "card"]
-                index = row["index_bytes"] / rates["card"]
-                row["roofline_tps"] = 1 / (1 / best + kv + index)
-                rows.append(row)
-                print(
-                    f"| {depth:,} | {budget} | {speed:,.0f} | {row['tps']:,.1f} |"
-                    f" {row['p50_ms']:.2f} | {row['p99_ms']:.2f} | {row['card_ms']:.2f} |"
-                    f" {row['attended']:,.0f} | {row['kv_bytes'] / 1e6:,.0f} |"
-                    f" {100 * row['tps'] / row['roofline_tps']:.0f} % |",
-                    flush=True,
-                )
+                for found in decode_rows(session, ids, others, budget):
+                    row = {"depth": depth, "prefill_tps": speed, **found}
+                    kv = row["kv_bytes"] / rates["bus" if kv_bus else "card"]
+                    index = row["index_bytes"] / rates["card"]
+                    row["roofline_tps"] = 1 / (1 / best + kv + index)
+                    rows.append(row)
+                    print(printed(row), flush=True)
             if values.sdpa and not kv_bus:
                 ms = 1e3 * dense_by_torch(engine, session.arena.bank, depth)
                 rows.append({"depth": depth, "budget": "torch SDPA, dense", "card_ms": ms})

@@ -4,6 +4,8 @@ Blocks come in slabs of 1024 tokens; the table of cell addresses covers the whol
 start, so that kernels keep one pointer. Freed slabs return to the system.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -87,6 +89,10 @@ class RamArena(Index):
         slab, inside = divmod(block, SLAB_BLOCKS)
         size = self.geometry.block_kv_bytes
         return self._slabs[slab][inside * size : (inside + 1) * size]
+
+    def load_kv(self, block: int, read: Callable[[int, NDArray[np.uint8]], None]) -> None:
+        """Take over keys and values of a block that `read` puts into uint8 [block_kv_bytes]."""
+        read(block, self.block_kv(block))
 
     def record(self, layer: int, head: int, group: int) -> NDArray[np.float16]:
         """A view of one record (tests and inspection); group counts from 0."""

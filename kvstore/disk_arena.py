@@ -6,9 +6,10 @@ the next one begins. A prompt passes layer by layer (kvstore/stage.py).
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,9 @@ from numpy.typing import NDArray
 from .errors import PagesError, StoreError
 from .frames import Frames
 from .geometry import BLOCK_TOKENS, CELLS_PER_BLOCK, CELLS_PER_CHUNK, Geometry, n_blocks
-from .index import Index
-from .memory import aligned_zeros
-from .reader import Reader
+from .index import Index, KeptIndex
+from .memory import Memory, OwnMemory
+from .reader_request import SHORT_FILE, WRONG_SUM
 from .route import WINDOW_TOKENS
 from .store import SessionStore
 from .store_layout import block_name
@@ -46,6 +47,34 @@ class ReadCounts:
     stall_ns: int = 0
 
 
+class BlockReader(Protocol):
+    """What an arena asks of a reader: Reader or PlainReader."""
+
+    @property
+    def stats(self) -> Mapping[str, int]:
+        """Counts, "bytes" and "stall_ns" among them."""
+
+    def add_file(self, place: Path) -> int:
+        """Open a file; its number."""
+
+    def remove_file(self, index: int) -> None:
+        """Close a file."""
+
+    def read_blocks(
+        self,
+        places: NDArray[np.int64],
+        sums: NDArray[np.uint32],
+        cell_bytes: int,
+        first: int,
+        end: int,
+        out: NDArray[np.uint8],
+    ) -> tuple[int, int, int] | None:
+        """See PlainReader."""
+
+    def error(self, ticket: int, file: int, offset: int, n_bytes: int) -> StoreError:
+        """The error of a read that failed."""
+
+
 class DiskArena(Index):
     """Owner of the memory; the store and the reader stay the caller's. Not thread-safe."""
 
@@ -55,21 +84,27 @@ class DiskArena(Index):
         ctx: int,
         windows: Sequence[int],
         store: SessionStore,
-        reader: Reader,
+        reader: BlockReader,
         frame_bytes: int,
         overflow_cells: int,
         on_close: Callable[[], None] = lambda: None,
+        memory: Memory | None = None,
+        index: KeptIndex | None = None,
     ) -> None:
         """windows: tokens that each layer sees, 0 for all of them; frame_bytes, overflow_cells:
-        see Frames; on_close: called once, when nothing reads the store any more."""
-        super().__init__(geometry, ctx)
+        see Frames; on_close: called once, when nothing reads the store any more; memory: where
+        cells and their tables lie (None: the process's own); index: who has the key sketches
+        (None: this object)."""
+        super().__init__(geometry, ctx, index)
+        self.memory = memory or OwnMemory()
         self.windows = tuple(windows)
         self.store, self.reader = store, reader
         n = n_blocks(ctx)
-        self.cells = [
-            np.zeros((s.n_kv_heads, n * CELLS_PER_BLOCK), np.int64) for s in geometry.layers
-        ]
-        self.frames = Frames(geometry, ctx, frame_bytes, overflow_cells)
+        self.cells: list[NDArray[np.int64]] = []
+        for s in geometry.layers:
+            table = self.memory.zeros(8 * s.n_kv_heads * n * CELLS_PER_BLOCK).view(np.int64)
+            self.cells.append(table.reshape(s.n_kv_heads, n * CELLS_PER_BLOCK))
+        self.frames = Frames(geometry, ctx, frame_bytes, overflow_cells, self.memory)
         # Where the layer's pages of every block lie, and the sums of its cells (RESIDENCY).
         self.places = [np.zeros((n, 3), np.int64) for _ in geometry.layers]
         self.sums = [
@@ -83,7 +118,7 @@ class DiskArena(Index):
         self.offsets: list[NDArray[np.int64]] = []
         for i in range(len(geometry.layers)):
             size, count = geometry.layer_bytes(i), recent_blocks(self.windows[i])
-            self._recent.append(aligned_zeros(count * size).reshape(count, size))
+            self._recent.append(self.memory.zeros(count * size).reshape(count, size))
             self._held.append(np.full(count, -1, np.int64))
             self.offsets.append(geometry.cell_offsets(i) - geometry.layer_offset(i))
             self.frames.place(i, self.places[i], self.sums[i])
@@ -184,27 +219,23 @@ class DiskArena(Index):
     def read_layer(self, layer: int, first: int, end: int, out: NDArray[np.uint8]) -> None:
         """Read a layer's pages of blocks first..end to out, uint8 [end - first][pages]; StoreError
         names the cell that cannot be read or has changed."""
-        # Here, so that the instruction set may be chosen after this module is imported.
-        from hga.kernels.cpu.residency import read_blocks
-
         if first >= end:
             return
         places, sums = self.places[layer], self.sums[layer]
-        tickets = np.zeros((end - first, sums.shape[1]), np.int64)
-        problem = read_blocks(
-            self.reader.address,
-            places.ctypes.data,
-            sums.ctypes.data,
-            sums.shape[1],
-            self.geometry.cell_bytes(layer),
-            out.ctypes.data,
-            tickets.ctypes.data,
-            first,
-            end,
-        )
-        if problem < 0:
-            row, inside = (int(x[0]) for x in np.nonzero(tickets < 0))
-            raise self._error(layer, first + row, inside, int(tickets[row, inside]))
+        size = self.geometry.cell_bytes(layer)
+        failed = self.reader.read_blocks(places, sums, size, first, end, out)
+        if failed is not None:
+            raise self.error(layer, *failed)
+
+    def gather(self, layer: int, first: int, end: int, out: NDArray[np.uint8]) -> None:
+        """Bring a layer's pages of blocks first..end, from the disk or from among the recent ones,
+        to out, uint8 [end - first][pages]. Raises as `read_layer`."""
+        on_disk = first
+        while on_disk < end and not self.holds(layer, on_disk):
+            on_disk += 1
+        self.read_layer(layer, first, on_disk, out)
+        for block in range(on_disk, end):
+            out[block - first] = self.recent(layer, block)
 
     def check_reads(self) -> None:
         """Raise the StoreError of a read for a token that failed, and forget what it brought."""
@@ -218,14 +249,12 @@ class DiskArena(Index):
             chunk, inside = divmod(inside, CELLS_PER_CHUNK)
             heads = self.geometry.layers[layer].n_kv_heads
             number = (chunk * heads + head) * CELLS_PER_CHUNK + inside
-            raise self._error(layer, block, number, ticket)
+            raise self.error(layer, block, number, ticket)
         raise StoreError("a read of keys and values failed")
 
-    def _error(self, layer: int, block: int, number: int, ticket: int) -> StoreError:
+    def error(self, layer: int, block: int, number: int, ticket: int) -> StoreError:
         """StoreError for a cell, counted in the order of bytes, that could not be read; PagesError
         for one that is not what was written."""
-        from hga.kernels.cpu.io_read import SHORT_FILE, WRONG_SUM
-
         file, offset, _ = (int(n) for n in self.places[layer][block])
         size = self.geometry.cell_bytes(layer)
         error = self.reader.error(ticket, file, offset + number * size, size)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hga.kernels.cpu.params import RESIDENCY
 
 from .geometry import CELL_TOKENS, Geometry
-from .memory import aligned_zeros
+from .memory import Memory, OwnMemory
 
 # Counters per KV head (kernels/cpu/residency.py), checked by a test.
 COUNTERS = 8
@@ -34,33 +34,42 @@ class CellReads:
 class Frames:
     """One RESIDENCY record per layer; those of layers that are not routed stay empty."""
 
-    def __init__(self, geometry: Geometry, ctx: int, frame_bytes: int, overflow_cells: int) -> None:
+    def __init__(
+        self,
+        geometry: Geometry,
+        ctx: int,
+        frame_bytes: int,
+        overflow_cells: int,
+        memory: Memory | None = None,
+    ) -> None:
         """frame_bytes: for the frames of all layers; overflow_cells: the most that a KV head of a
-        layer reads for one token."""
+        layer reads for one token; memory: where frames lie."""
+        memory = memory or OwnMemory()
         self.records: NDArray[Any] = np.zeros(len(geometry.layers), RESIDENCY)
         self._owners: dict[int, NDArray[np.int64]] = {}
         self._tickets: dict[int, NDArray[np.int64]] = {}
         self._counters: dict[int, NDArray[np.int64]] = {}
         self._keep: list[NDArray[Any]] = []
+        self._frames: dict[int, NDArray[np.uint8]] = {}
         self.frame_bytes = 0
         routed = [i for i, shape in enumerate(geometry.layers) if shape.routed]
         cells = -(-ctx // CELL_TOKENS)
         overflow = min(overflow_cells, cells)
         sizes = (geometry.cell_bytes(i) * geometry.layers[i].n_kv_heads for i in routed)
         most = max(sizes, default=0)
-        shared = aligned_zeros(most * overflow)
+        shared = memory.zeros(most * overflow)
         heads = max((geometry.layers[i].n_kv_heads for i in routed), default=0)
         # Tickets, owners, and how many are taken.
         tables = [self._int64(heads, overflow) for _ in range(2)] + [self._int64(heads)]
         self._overflow = tables
-        self._keep.append(shared)
+        self._shared = shared
         for i in routed:
             n_heads, size = geometry.layers[i].n_kv_heads, geometry.cell_bytes(i)
             n = frame_bytes // len(routed) // (n_heads * size)
             n = min(max(n, LEAST_FRAMES), cells)
-            memory = aligned_zeros(n_heads * n * size)
-            self._keep.append(memory)
-            self.frame_bytes += memory.nbytes
+            frames = memory.zeros(n_heads * n * size)
+            self._frames[i] = frames
+            self.frame_bytes += frames.nbytes
             stamps, tickets = self._int64(n_heads, n), self._int64(n_heads, n)
             stamps[...] = -1
             self._owners[i], self._counters[i] = (
@@ -70,7 +79,7 @@ class Frames:
             self._owners[i][...] = -1
             r = self.records[i]
             r["n_heads"], r["cell_bytes"], r["n_frames"] = n_heads, size, n
-            r["frames"], r["stamps"] = memory.ctypes.data, stamps.ctypes.data
+            r["frames"], r["stamps"] = frames.ctypes.data, stamps.ctypes.data
             self._tickets[i] = tickets
             r["owners"], r["tickets"] = self._owners[i].ctypes.data, tickets.ctypes.data
             r["hands"] = self._int64(n_heads).ctypes.data
@@ -89,6 +98,86 @@ class Frames:
         """Where a layer's cells lie on disk, tables that the arena keeps."""
         self.records[layer]["places"] = places.ctypes.data
         self.records[layer]["sums"] = sums.ctypes.data
+
+    def give(
+        self,
+        layer: int,
+        head: int,
+        cells: NDArray[np.int64],
+        wanted: NDArray[np.int64],
+        used: NDArray[np.int32],
+        now: int,
+    ) -> NDArray[np.int64]:
+        """Give cells [n] of a KV head memory and their entries in the layer's table `cells`; their
+        addresses [n]. For a host that reads on behalf of a device: what the CPU's kernels do by
+        themselves, but with the least recently used of all frames.
+
+        used: int32 [G, cells]: the last token that read each cell, `now` for those of this token,
+        whose frames are kept.
+        """
+        r, owners = self.records[layer], self._owners[layer][head]
+        frames = np.flatnonzero(owners < 0)[: len(wanted)]
+        missing = len(wanted) - len(frames)
+        if missing > 0:
+            held = np.flatnonzero(owners >= 0)
+            stamps = used[head, owners[held]]
+            held, stamps = held[stamps != now], stamps[stamps != now]
+            if missing < len(held):
+                held = held[np.argpartition(stamps, missing)[:missing]]
+            cells[head, owners[held]] = 0
+            frames = np.append(frames, held)
+        size, n = int(r["cell_bytes"]), len(frames)
+        owners[frames] = wanted[:n]
+        addresses = int(r["frames"]) + (head * int(r["n_frames"]) + frames) * size
+        if n < len(wanted):
+            _, overflow_owners, counts = self._overflow
+            first, more = int(counts[head]), len(wanted) - n
+            places = np.arange(first, first + more)
+            overflow_owners[head, places] = wanted[n:]
+            counts[head] += more
+            room = int(r["overflow"]) + (head * int(r["n_overflow"]) + places) * size
+            addresses = np.append(addresses, room)
+        cells[head, wanted] = addresses
+        self._counters[layer][head, 1:3] += (len(wanted), len(wanted) - n)
+        return addresses
+
+    def count_hits(self, layer: int, hits: NDArray[np.int64]) -> None:
+        """Count cells [G] that a token found in memory."""
+        self._counters[layer][:, 0] += hits
+
+    def release(self, cells: NDArray[np.int64]) -> None:
+        """Empty the overflow frames; cells: the table of the layer that took them with `give`."""
+        _, owners, counts = self._overflow
+        for head in np.flatnonzero(counts).tolist():
+            cells[head, owners[head, : counts[head]]] = 0
+        counts[:] = 0
+
+    @property
+    def has_overflows(self) -> bool:
+        """Whether cells lie in overflow frames."""
+        return bool(self._overflow[2].any())
+
+    def contents(self, layer: int, addresses: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """A copy of the frames at addresses [n], uint8 [n, bytes of a cell]."""
+        r = self.records[layer]
+        size = int(r["cell_bytes"])
+        frames = self._frames[layer].reshape(-1, size)
+        at = (addresses - int(r["frames"])) // size
+        inside = (at >= 0) & (at < len(frames))
+        out = np.empty((len(addresses), size), np.uint8)
+        out[inside] = frames[at[inside]]
+        others = (addresses[~inside] - int(r["overflow"])) // size
+        n_overflow = len(self._shared) // size
+        out[~inside] = self._shared[: n_overflow * size].reshape(-1, size)[others]
+        return out
+
+    def forget(
+        self, layer: int, head: int, cells: NDArray[np.int64], gone: NDArray[np.int64]
+    ) -> None:
+        """Empty the frames of cells of a KV head that were not read well."""
+        owners = self._owners[layer][head]
+        cells[head, gone] = 0
+        owners[np.isin(owners, gone)] = -1
 
     def drop(self, layer: int, cells: NDArray[np.int64], first: int, end: int) -> None:
         """Empty the frames that hold cells first..end; cells: the layer's table."""

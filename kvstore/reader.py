@@ -224,6 +224,26 @@ class Reader:
         self.wait([request], self.submit([request]))
         return out
 
+    def read_blocks(
+        self,
+        places: NDArray[np.int64],
+        sums: NDArray[np.uint32],
+        cell_bytes: int,
+        first: int,
+        end: int,
+        out: NDArray[np.uint8],
+    ) -> tuple[int, int, int] | None:
+        """As of PlainReader (kvstore/plain_reader.py)."""
+        from hga.kernels.cpu.residency import read_blocks
+
+        n_cells = sums.shape[1]
+        tickets = np.zeros((end - first, n_cells), np.int64)
+        addresses = places.ctypes.data, sums.ctypes.data, n_cells, cell_bytes, out.ctypes.data
+        if read_blocks(self.address, *addresses, tickets.ctypes.data, first, end) == 0:
+            return None
+        row, inside = (int(x[0]) for x in np.nonzero(tickets < 0))
+        return first + row, inside, int(tickets[row, inside])
+
     def cancel_hints(self, generation: int) -> int:
         """Drop queued hints of earlier generations; returns how many."""
         from hga.kernels.cpu import io_entry

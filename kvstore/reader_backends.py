@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from hga.kernels import system
 
 from .reader_files import DiskFile
+from .reader_request import SHORT_FILE
 
 # Runs whose pages are asked for before the first of them is copied.
 _MAPPED_RUNS = 32
@@ -58,12 +59,11 @@ def window_of(address: int, n_bytes: int) -> memoryview:
 
 def serve_python(queue: Queue) -> None:
     """Read in Python, a request at a time."""
-    _serve_one_by_one(queue, _read_positioned)
+    _serve_one_by_one(queue, read_positioned)
 
 
-def _read_positioned(file: DiskFile, offset: int, window: memoryview) -> int:
-    from hga.kernels.cpu.io_read import SHORT_FILE
-
+def read_positioned(file: DiskFile, offset: int, window: memoryview) -> int:
+    """Fill a window through the page cache; 0, or SHORT_FILE. Raises OSError."""
     position = 0
     while position < len(window):
         n_bytes = system.read_at(file.buffered, window[position:], offset + position)
@@ -91,7 +91,6 @@ def _serve_one_by_one(queue: Queue, read: Read) -> None:
 def _finish(queue: Queue, run: NDArray[np.int64], read: Read) -> None:
     """Read the requests of a run one by one and end it."""
     from hga.kernels.cpu import io_entry, io_slots
-    from hga.kernels.cpu.io_read import SHORT_FILE
 
     start = time.monotonic_ns()
     for slot in run:
@@ -160,8 +159,6 @@ def _mapping(file: DiskFile, end: int) -> mmap.mmap | None:
 
 
 def _copy_mapped(file: DiskFile, offset: int, window: memoryview) -> int:
-    from hga.kernels.cpu.io_read import SHORT_FILE
-
     mapped = _mapping(file, offset + len(window))
     if mapped is None:
         return SHORT_FILE

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from .errors import StoreError
 
+# What a ticket says of a read that failed, besides -errno: mirrors of kernel constants
+# (kernels/cpu/io_read.py, io_queue.py), checked by a test, since a reader may do without kernels.
+WRONG_SUM, SHORT_FILE = -10001, -10002
+_DROPPED = 0
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -24,14 +29,12 @@ class Request:
 
 def read_error(ticket: int, name: str, offset: int, n_bytes: int) -> StoreError:
     """The error of a read of a file that ended with a ticket."""
-    from hga.kernels.cpu import io_queue, io_read
-
     code = errno.EIO
-    if ticket == io_read.WRONG_SUM:
+    if ticket == WRONG_SUM:
         reason = "the checksum is wrong"
-    elif ticket == io_read.SHORT_FILE:
+    elif ticket == SHORT_FILE:
         reason = "the file ends before that"
-    elif ticket == io_queue.NOTHING:
+    elif ticket == _DROPPED:
         reason, code = "the request was dropped", errno.ECANCELED
     else:
         reason, code = os.strerror(-ticket), -ticket

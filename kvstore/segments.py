@@ -16,7 +16,7 @@ import numpy as np
 from hga.kernels import system
 
 from . import slots
-from .cellsums import Bytes, Sums, cell_sums
+from .cellsums import Bytes, SumCells, Sums, cell_sums
 from .errors import PagesError, SessionError
 from .filelayer import CREATE, READ_WRITE, Files, allocate, read_all, write_all
 from .guard import must
@@ -60,8 +60,16 @@ class Location:
 class Segments:
     """The segments of a session folder. `notices` hears what a user should know."""
 
-    def __init__(self, folder: Path, shape: BlockShape, files: Files, notices: list[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        shape: BlockShape,
+        files: Files,
+        notices: list[str],
+        sum_cells: SumCells = cell_sums,
+    ) -> None:
         self.folder = folder
+        self._sum_cells = sum_cells
         self._shape = shape
         self._files = files
         self._notices = notices
@@ -206,7 +214,7 @@ class Segments:
         if pages.nbytes != end - at:
             raise ValueError(f"layer {layer} has {pages.nbytes} bytes, not {end - at}")
         seed = slot_seed(self.entries[place[0]].id, place[1], self._shape)
-        cell_sums(pages, size, (seed + first) % (1 << 64), sums[first:last])
+        self._sum_cells(pages, size, (seed + first) % (1 << 64), sums[first:last])
         self._write_to(place, at, [pages.data])
 
     def write_tail(
@@ -253,7 +261,7 @@ class Segments:
             data = kv[layer] if len(kv) > 1 else kv[0][at:end]
             if data.nbytes != end - at:
                 raise ValueError(f"layer {layer} has {data.nbytes} bytes, not {end - at}")
-            cell_sums(data, size, (seed + first) % (1 << 64), sums[first:last])
+            self._sum_cells(data, size, (seed + first) % (1 << 64), sums[first:last])
         return sums
 
     def sync(self) -> None:

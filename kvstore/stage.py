@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from .disk_arena import DiskArena
 from .geometry import BLOCK_TOKENS, n_blocks
-from .memory import aligned_zeros
 
 
 class Stage:
@@ -26,7 +25,7 @@ class Stage:
         self._first = position // BLOCK_TOKENS
         self._whole = range(self._first, end // BLOCK_TOKENS)
         widest = max(geometry.layer_bytes(i) for i in range(self._n_layers))
-        self._buffers = [aligned_zeros(widest * self._n_blocks) for _ in range(2)]
+        self._buffers = [arena.memory.zeros(widest * self._n_blocks) for _ in range(2)]
         # The block that is begun, whose only copy is in memory.
         self._begun: list[NDArray[np.uint8]] = []
         if position % BLOCK_TOKENS:
@@ -53,22 +52,22 @@ class Stage:
         window, first = arena.windows[layer], 0
         if window > 0:
             first = max(0, self._position + 1 - window) // BLOCK_TOKENS
-        on_disk = first
-        while on_disk < self._first and not arena.holds(layer, on_disk):
-            on_disk += 1
-        arena.read_layer(layer, first, on_disk, pages[first:])
-        for block in range(on_disk, self._first):
-            pages[block] = arena.recent(layer, block)
+        arena.gather(layer, first, self._first, pages[first : self._first])
         if self._begun:
             pages[self._first] = self._begun[layer]
         pages[self._first + bool(self._begun) :] = 0
 
-    def layer(self, layer: int) -> NDArray[np.int64]:
-        """Wait for a layer's earlier pages; its table of cells, int64 [G, cells]."""
+    def pages(self, layer: int) -> NDArray[np.uint8]:
+        """Wait for a layer's earlier pages; all of them with room for the new ones, uint8
+        [blocks][pages]."""
         self._next.result()
         if layer + 1 < self._n_layers:
             self._next = self._worker.submit(self._load, layer + 1)
-        pages, offsets = self._pages(layer), self._arena.offsets[layer]
+        return self._pages(layer)
+
+    def layer(self, layer: int) -> NDArray[np.int64]:
+        """Wait for a layer's earlier pages; its table of cells, int64 [G, cells]."""
+        pages, offsets = self.pages(layer), self._arena.offsets[layer]
         base = pages.ctypes.data + np.arange(self._n_blocks) * pages.strides[0]
         return np.ascontiguousarray(
             (base[None, :, None] + offsets[:, None, :]).reshape(len(offsets), -1)
@@ -95,12 +94,17 @@ class Stage:
             self._arena.store.seal_block(block, self._arena.block_index(block))
             self._arena.take_place(block)
         self._arena.grown_to(self._n_blocks)
-        self._worker.shutdown()
+        self._close()
 
     def abandon(self) -> None:
         """Bring the arena back to the positions before this stage."""
-        self._worker.shutdown(cancel_futures=True)
+        self._close()
         arena = self._arena
         for layer, page in enumerate(self._begun):
             arena.recent(layer, self._first)[...] = page
         arena.shrink(self._position)
+
+    def _close(self) -> None:
+        self._worker.shutdown(cancel_futures=True)
+        for buffer in self._buffers:
+            self._arena.memory.release(buffer)

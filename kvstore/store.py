@@ -18,7 +18,7 @@ import numpy as np
 
 from . import commit, store_folder
 from . import head as heads
-from .cellsums import Bytes, Sums
+from .cellsums import Bytes, SumCells, Sums, cell_sums
 from .errors import PagesError
 from .filelayer import Files
 from .geometry import n_blocks
@@ -36,7 +36,14 @@ _NO_TOKENS = heads.digest_128(b"")
 class SessionStore:
     """Made by `create`, `open` or `fork`; locked until `close`. Not for several threads."""
 
-    def __init__(self, folder: Path, lock: FolderLock, files: Files, salvage: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        lock: FolderLock,
+        files: Files,
+        salvage: bool = False,
+        sum_cells: SumCells = cell_sums,
+    ) -> None:
         self.folder = folder
         self.notices: list[str] = []
         self._lock = lock
@@ -52,7 +59,8 @@ class SessionStore:
                     f" it, with {self._head.n_tokens} tokens"
                 )
             self._words = store_folder.read_tokens(folder, self._head, files)
-            self._segments = Segments(folder, self._head.shape, files, self.notices)
+            shape = self._head.shape
+            self._segments = Segments(folder, shape, files, self.notices, sum_cells)
             # Segments of no use that the last commit names; the next one removes them.
             self._lost: list[int] = []
             self._open_segments(salvage)
@@ -90,12 +98,15 @@ class SessionStore:
         fingerprint: Fingerprint,
         meta: str = "",
         files: Files | None = None,
+        sum_cells: SumCells = cell_sums,
     ) -> Self:
-        """A new session without tokens. StoreError where the folder exists or the disk is full."""
+        """A new session without tokens. sum_cells: how its checksums are computed. StoreError
+        where the folder exists or the disk is full."""
         files = files or Files()
         head = Head(1, fingerprint, shape, {}, (), 0, 0, _NO_TOKENS, meta)
         shape.check(str(folder))
-        return cls(folder, store_folder.make(folder, files, head), files)
+        lock = store_folder.make(folder, files, head)
+        return cls(folder, lock, files, sum_cells=sum_cells)
 
     @classmethod
     def open(
@@ -104,11 +115,13 @@ class SessionStore:
         fingerprint: Fingerprint | None = None,
         files: Files | None = None,
         salvage: bool = False,
+        sum_cells: SumCells = cell_sums,
     ) -> Self:
         """The last committed state of a session, for this process alone.
 
         fingerprint: what the caller would store; SessionError tells what differs. salvage: open it
-        without segments that are damaged or gone, for `n_whole`, `truncate` and `commit`. Raises
+        without segments that are damaged or gone, for `n_whole`, `truncate` and `commit`.
+        sum_cells: how checksums are computed. Raises
         FileNotFoundError, StoreError where another process has the session, and SessionError
         where it is damaged; keys and values are verified when they are read.
         """
@@ -117,7 +130,7 @@ class SessionStore:
             raise FileNotFoundError(
                 errno.ENOENT, f"no session {folder.name!r} in {folder.parent}{there}"
             )
-        store = cls(folder, FolderLock.take(folder), files or Files(), salvage)
+        store = cls(folder, FolderLock.take(folder), files or Files(), salvage, sum_cells)
         try:
             heads.require_match(store.name, store.fingerprint, fingerprint)
         except BaseException:

@@ -58,13 +58,17 @@ class CudaBackend:
         self.weights = CudaWeights(model, device, plan.n_resident)
         if self.weights.widened:
             self.notices.append("some formats of this file have no GPU kernels: held as float16")
-        self.forward_pass = CudaForward(self.weights, geometry, ctx, device, plan.kv_on_host)
+        self.forward_pass = CudaForward(
+            self.weights, geometry, ctx, device, plan.kv_on_host, plan.part_tokens
+        )
         if device != "cpu":
             used = torch.cuda.memory_allocated() / 2**30
-            where = "host" if plan.kv_on_host else "GPU"
+            where = "in host memory" if plan.kv_on_host else "in GPU memory"
+            if plan.host.on_disk:
+                where = "on disk"
             self.description = (
                 f"cuda: {torch.cuda.get_device_name()}, {used:.1f} GiB of weights and buffers,"
-                f" keys and values in {where} memory"
+                f" keys and values {where}"
             )
 
     def _check_room(self, plan: CudaPlan, options: Options) -> None:

@@ -5,47 +5,31 @@ One pass serves all sessions of an engine, one call at a time.
 """
 
 import struct
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hga.kernels.triton.bank import Bank, BankShape
+from hga.kernels.triton.bank import Bank
 from hga.kernels.triton.decode import decode, record
 from hga.kernels.triton.model import PARAMS, Buffers
-from hga.kernels.triton.prefill import prefill
+from hga.kernels.triton.prefill import Block, embedded, logits_of, pass_layer, prefill
+from hga.kernels.triton.sketches import BankShape
+from hga.kvstore.disk_arena import DiskArena
 from hga.kvstore.errors import StoreError
 from hga.kvstore.geometry import GROUP_TOKENS, Geometry
+from hga.kvstore.plain_reader import PlainReader
 from hga.kvstore.route import EVERYTHING, NO_UNITS, Limits, Route, Units
+from hga.kvstore.stage import Stage
+from hga.kvstore.store import SessionStore
 
+from .cuda_arena import CudaArena
+from .cuda_pages import Pages, synchronize
 from .cuda_plan import PREFILL_TOKENS
 from .cuda_weights import CudaWeights
 from .rope import RopeTables
-
-
-class CudaArena:
-    """A sequence's keys and values as a Session sees them: a Bank of the whole context."""
-
-    def __init__(self, bank: Bank, ctx: int) -> None:
-        self.bank, self.ctx = bank, ctx
-
-    @property
-    def allocated_bytes(self) -> int:
-        """Bytes of keys and values, on the card or pinned."""
-        return self.bank.nbytes
-
-    def reserve(self, n_tokens: int) -> None:
-        """Room is there for the whole context; StoreError beyond it."""
-        if n_tokens > self.ctx:
-            raise StoreError(f"{n_tokens} tokens do not fit in a context of {self.ctx}")
-
-    def shrink(self, n_tokens: int) -> None:
-        """Nothing: what lies beyond the tokens of a sequence is never read."""
-
-    def close(self) -> None:
-        """Free everything."""
-        self.bank.close()
 
 
 class CudaForward:
@@ -53,10 +37,20 @@ class CudaForward:
 
     # Rows of logits of one call.
     logit_rows = 256
+    on_card = True
 
     def __init__(
-        self, weights: CudaWeights, geometry: Geometry, ctx: int, device: str, kv_on_host: bool
+        self,
+        weights: CudaWeights,
+        geometry: Geometry,
+        ctx: int,
+        device: str,
+        kv_on_host: bool,
+        part_tokens: int,
     ) -> None:
+        """kv_on_host: keys and values in memory lie in the host's; part_tokens: of a prompt, pass
+        a layer together where they lie on disk."""
+        self._part_tokens = part_tokens
         self._model, self._device, self._on_host = weights.model, device, kv_on_host
         self._geometry, self._ctx = geometry, ctx
         self.block_tokens = min(PREFILL_TOKENS, -(-ctx // 16) * 16)
@@ -67,15 +61,17 @@ class CudaForward:
         self._windows = np.array([x.window for x in layers], np.int64)
         self._n_kv = np.array([x.n_kv_heads for x in layers], np.int64)
         self._record_bytes = np.array([geometry.record_bytes(i) for i in range(len(layers))])
-        self._warm: set[int] = set()
+        self._warm: set[tuple[type, int]] = set()
+        # Single tokens so far.
+        self._now = 0
         self._routed, self._position, self._limits = False, 0, EVERYTHING
         self.io_problem = 0
 
     def new_arena(self) -> CudaArena:
         """An arena of the engine's context. Raises StoreError where memory is short."""
-        shapes = tuple(BankShape(s.n_kv_heads, s.head_dim, s.routed) for s in self._geometry.layers)
         try:
-            return CudaArena(Bank(shapes, self._ctx, self._device, self._on_host), self._ctx)
+            bank = Bank(self._shapes, self._ctx, self._device, self._on_host)
+            return CudaArena(bank, self._geometry, self._ctx)
         except (torch.OutOfMemoryError, MemoryError) as error:
             where = "host" if self._on_host else "GPU"
             raise StoreError(
@@ -83,9 +79,50 @@ class CudaForward:
                 f" values of {self._ctx} tokens (a smaller --ctx needs less): {error}"
             ) from None
 
+    @property
+    def _shapes(self) -> tuple[BankShape, ...]:
+        layers = self._geometry.layers
+        return tuple(BankShape(s.n_kv_heads, s.head_dim, s.routed) for s in layers)
+
+    def new_disk_arena(
+        self,
+        windows: Sequence[int],
+        store: SessionStore,
+        reader: PlainReader,
+        frame_bytes: int,
+        overflow_cells: int,
+        on_close: Callable[[], None],
+    ) -> DiskArena:
+        """An arena on disk; its `kept` are the Pages that `run` takes. Arguments as of DiskArena.
+        Raises StoreError where memory is short."""
+        pages = None
+
+        def closed() -> None:
+            if pages is not None:
+                pages.close()
+            on_close()
+
+        try:
+            pages = Pages(self._shapes, self._ctx, self._device)
+            arena = DiskArena(
+                self._geometry, self._ctx, windows, store, reader, frame_bytes, overflow_cells,
+                closed, pages.memory, pages,
+            )  # fmt: skip
+            pages.bind(arena, reader)
+        except BaseException as error:
+            if pages is not None:
+                pages.close()
+            if not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+                raise
+            raise StoreError(
+                f"no memory for the sketches, frames and tables of {self._ctx} tokens (a smaller"
+                f" --ctx needs less): {error}"
+            ) from None
+        return arena
+
     def run(
         self,
-        bank: Bank,
+        bank: Bank | Pages,
         tokens: NDArray[np.int64],
         position: int,
         n_logits: int,
@@ -97,50 +134,115 @@ class CudaForward:
         overwritten by the next call. limits: what a single token reads."""
         assert summed_chunks == 0 and units == NO_UNITS
         n, b = len(tokens), self._buffers
-        self._ropes.fill(position, n)
-        host = b.host_params.numpy()
-        share = struct.unpack("<i", struct.pack("<f", limits.least_share))[0]
-        host[:7] = (
-            int(tokens[0]), position, limits.sinks, limits.window, limits.least, limits.most, share,
-        )  # fmt: skip
         self._position, self._limits, self._routed = position, limits, n == 1 and limits.rule != 0
         if n == 1:
+            self._now += 1
+            self._ropes.fill(position, n)
+            host = b.host_params.numpy()
+            share = struct.unpack("<i", struct.pack("<f", limits.least_share))[0]
+            host[:PARAMS] = (
+                int(tokens[0]), position, limits.sinks, limits.window, limits.least, limits.most,
+                share, self._now,
+            )  # fmt: skip
             return self._step(bank, host, n_logits)
-        b.params.copy_(b.host_params, non_blocking=True)
-        angles = np.stack([self._ropes.cos[:, :n], self._ropes.sin[:, :n]], 1)
-        logits = prefill(
-            self._model,
-            bank,
-            b,
-            torch.from_numpy(np.asarray(tokens, np.int32)).to(self._device),
-            torch.from_numpy(angles).to(self._device),
-            position,
-            n_logits,
-        )
+        assert isinstance(bank, Bank)
+        logits = prefill(self._model, bank, b, self._block(tokens, position), n_logits)
         return np.asarray(logits.cpu().numpy(), np.float32)
 
-    def _step(self, bank: Bank, host: NDArray[Any], n_logits: int) -> NDArray[np.float32]:
+    def _block(self, tokens: NDArray[np.int64], position: int) -> Block:
+        n = len(tokens)
+        self._ropes.fill(position, n)
+        angles = np.stack([self._ropes.cos[:, :n], self._ropes.sin[:, :n]], 1)
+        params = np.zeros(PARAMS, np.int32)
+        params[1] = position
+        made = (np.asarray(tokens, np.int32), angles, params)
+        ids, turns, state = (torch.from_numpy(x).to(self._device) for x in made)
+        return Block(ids, turns, state, position)
+
+    def residual(self, n_tokens: int) -> torch.Tensor:
+        """Room for the residual stream of a prompt of n_tokens, or of a part of it: float32 [t,
+        hidden] on the card; a part, cut as `cuts` does, ends where blocks of all of it do."""
+        # Up to 63 tokens more: a part ends at a multiple of 64 positions.
+        size = min(n_tokens + 63, self._part_tokens)
+        return torch.empty((size, self.hidden), dtype=torch.float32, device=self._device)
+
+    def pass_layers(
+        self,
+        pages: Pages,
+        tokens: NDArray[np.int64],
+        ranges: Sequence[tuple[int, int]],
+        position: int,
+        stage: Stage,
+        advance: Callable[[float], None],
+        residual: torch.Tensor,
+    ) -> None:
+        """Take tokens [T] at positions position… through all layers, one after the other.
+
+        ranges: blocks of them, of block_tokens at most; advance hears the share done; residual:
+        float32 [T, hidden], written: the residual stream behind the last layer.
+        """
+        blocks = [self._block(tokens[a:b], position + a) for a, b in ranges]
+        n_layers, end = len(self._model.layers), position + len(tokens)
+        try:
+            for (a, b), block in zip(ranges, blocks):
+                residual[a:b] = embedded(self._model, block.tokens)
+            for i in range(n_layers):
+                room = stage.pages(i)
+                pages.begin_layer(i, room, position)
+                for (a, b), block in zip(ranges, blocks):
+                    pass_layer(self._model, i, pages, self._buffers, block, residual[a:b])
+                    advance((i + b / len(tokens)) / n_layers)
+                pages.end_layer(i, room, position, end)
+                stage.end_layer(i)
+        finally:
+            # Whatever happens: the stage's memory is the card's until then.
+            synchronize(self._device)
+
+    def head(self, pages: Pages, residual: torch.Tensor) -> NDArray[np.float32]:
+        """Logits [T, V] of the tokens of a residual stream that is through all layers."""
+        logits = logits_of(self._model, self._buffers, residual)
+        return np.asarray(logits.cpu().numpy(), np.float32)
+
+    def _step(self, bank: Bank | Pages, host: NDArray[Any], n_logits: int) -> NDArray[np.float32]:
         b, shape = self._buffers, 0
         if self._routed:
             # Programs are shaped for the next power of two of groups: a graph for each.
             shape = 1 << (self._position // GROUP_TOKENS).bit_length()
         angles = host[PARAMS:].view(np.float32).reshape(-1, 2, b.half)
         angles[:, 0], angles[:, 1] = self._ropes.cos[:, 0], self._ropes.sin[:, 0]
-        b.params.copy_(b.host_params, non_blocking=True)
-        if self._device == "cpu" or shape not in self._warm:
-            # The first run compiles the kernels, which a recording cannot.
-            decode(self._model, bank, b, shape)
-            self._warm.add(shape)
-        else:
-            if shape not in bank.graphs:
-                torch.cuda.synchronize()
-                bank.graphs[shape] = record(self._model, bank, b, shape)
-            bank.graphs[shape].replay()
-        b.host_counts.copy_(b.counts, non_blocking=True)
-        b.host_logits.copy_(b.logits, non_blocking=True)
-        if self._device != "cpu":
-            torch.cuda.synchronize()
+        try:
+            b.params.copy_(b.host_params, non_blocking=True)
+            if isinstance(bank, Pages):
+                bank.begin()
+            self._run_parts(bank, shape)
+            b.host_counts.copy_(b.counts, non_blocking=True)
+            b.host_logits.copy_(b.logits, non_blocking=True)
+        finally:
+            # Where it was interrupted too: what kernels read is changed by whoever comes next.
+            synchronize(self._device)
+        if isinstance(bank, Pages):
+            bank.end()
         return b.host_logits.numpy()[None][:n_logits]
+
+    def _run_parts(self, bank: Bank | Pages, shape: int) -> None:
+        """Run the kernels of a token; between them the host brings what lies on disk."""
+        warm = (type(bank), shape)
+        if self._device != "cpu" and warm in self._warm and shape not in bank.graphs:
+            synchronize(self._device)
+            parts = range(len(bank.cuts) + 1)
+            bank.graphs[shape] = [record(self._model, bank, self._buffers, shape, p) for p in parts]
+        graphs = bank.graphs.get(shape)
+        for part in range(len(bank.cuts) + 1):
+            if part > 0 and isinstance(bank, Pages):
+                # Tables and frames are the host's while no kernel runs.
+                synchronize(self._device)
+                bank.bring(bank.cuts[part - 1], shape, self._position, self._now)
+            if graphs is not None:
+                graphs[part].replay()
+            else:
+                # The first run compiles the kernels, which a recording cannot.
+                decode(self._model, bank, self._buffers, shape, part)
+        self._warm.add(warm)
 
     @property
     def _routed_rows(self) -> NDArray[np.bool_]:

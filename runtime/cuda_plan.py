@@ -2,20 +2,22 @@
 of each. Needs no card: `hga plan` says it of any.
 
 Keys and values leave the card first: a routed token reads a small part of them, and of the experts
-an eighth or less. Experts that the card cannot hold lie in pinned host memory, read by the kernels
-over the bus.
+an eighth or less. Where the host's budget does not hold them either they go to disk. Experts that
+the card cannot hold lie in pinned host memory, read by the kernels over the bus.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hga.kernels.formats import FORMATS
-from hga.kvstore.geometry import Geometry, n_chunks
+from hga.kvstore.geometry import BLOCK_TOKENS, CELLS_PER_BLOCK, Geometry, n_blocks
+from hga.kvstore.route import Budget, Router
 from hga.models.plan import ModelPlan, MoePlan
 
 from .budget import BillLine, BudgetError, total
 from .container import ModelFile
 from .options import OptionError, Options
+from .placement import Placement, place
 
 # What the driver, the libraries and compiled kernels take of a card: nvidia-smi less what torch
 # counts, measured on an H100.
@@ -26,19 +28,27 @@ _HOST_BYTES = 3 << 30
 _GAPS_BYTES = 256 << 20
 # Tokens of a prompt that pass the layers together.
 PREFILL_TOKENS = 2048
+# Of a prompt whose keys and values go to disk, what passes a layer together: the more, the less
+# often earlier pages are read. At least so many tokens; at most this share of the cap, or so much.
+_LEAST_PART, _MOST_PART_SHARE, _MOST_PART_BYTES = 8192, 0.02, 1 << 30
+# Blocks of a layer that go between card and host at a time.
+CHUNK_BLOCKS = 64
 # The least room for widened weights (kernels/triton/model.py), elements of two bytes.
 _LEAST_SCRATCH = 96 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class CudaPlan:
-    """card and host: the bills; kv_on_host: where keys and values lie; n_resident: experts of each
-    layer that lie on the card (0 or all of them for a dense model)."""
+    """card: the bill; host: that of the host, and whether keys and values go to disk from there;
+    kv_on_host: whether they lie there or on the card; n_resident: experts of each layer that lie on
+    the card (0 or all of them for a dense model); part_tokens: of a prompt, that pass a layer
+    together where keys and values go to disk."""
 
     card: tuple[BillLine, ...]
-    host: tuple[BillLine, ...]
+    host: Placement
     kv_on_host: bool
     n_resident: int
+    part_tokens: int = _LEAST_PART
 
 
 def require_known(options: Options) -> None:
@@ -47,7 +57,6 @@ def require_known(options: Options) -> None:
         "attention": (options.attention, "hga-paper"),
         "prefill": (options.prefill, "hga"),
         "kv_type": (options.kv_type, "q8"),
-        "kv": (options.kv, "disk"),
         "sketch_bits": (options.sketch_bits, 1),
     }
     for name, (value, bad) in refused.items():
@@ -85,11 +94,17 @@ def _matrix_bytes(model: ModelFile, role: str) -> int:
     return int(n * bits / 8) + 64
 
 
-def place_on_card(model: ModelFile, geometry: Geometry, ctx: int, options: Options) -> CudaPlan:
-    """The plan for a cap of options.gpu_mem bytes (None: everything on the card).
+def place_on_card(
+    model: ModelFile, geometry: Geometry, ctx: int, options: Options, free: int | None = None
+) -> CudaPlan:
+    """The plan for a cap of options.gpu_mem bytes (None: everything on the card); free: bytes of
+    free host memory (None: as it is).
 
     Raises BudgetError where not even the trunk and one expert a layer fit.
     """
+    import psutil
+
+    free = psutil.virtual_memory().available if free is None else free
     plan = model.plan
     trunk, experts = 0, 0
     for role in model.roles:
@@ -111,27 +126,64 @@ def place_on_card(model: ModelFile, geometry: Geometry, ctx: int, options: Optio
     expert_line = [BillLine("experts", experts)] if experts else []
     limit = options.gpu_mem
     everything = [*fixed, *expert_line, kv]
-    host = [BillLine("runtime", _HOST_BYTES)]
-    if options.kv != "ram" and (limit is None or total(everything) <= limit):
-        return CudaPlan(tuple(everything), tuple(host), False, n_experts)
-    pages = max(geometry.page_bytes(i) for i in range(len(geometry.layers))) * n_chunks(ctx)
+    runtime = BillLine("runtime", _HOST_BYTES)
+    if options.kv == "auto" and (limit is None or total(everything) <= limit):
+        return CudaPlan(tuple(everything), Placement(False, 0, 0, (runtime,)), False, n_experts)
+    pages = max(geometry.layer_bytes(i) for i in range(len(geometry.layers))) * n_blocks(ctx)
     fixed.append(BillLine("keys and values of a layer", pages, True))
-    host.append(kv)
-    left = (limit if limit is not None else total(fixed) + experts) - total(fixed)
-    if left < 0 or (experts and left < experts // n_experts):
-        raise BudgetError(_too_small([*fixed, *expert_line[:1]], limit or 0))
-    if not experts:
-        return CudaPlan(tuple(fixed), tuple(host), True, 0)
-    each = -(-experts // n_experts)
-    n_resident = min(n_experts, left // each)
-    fixed.append(BillLine(f"experts, {n_resident} of {n_experts} a layer", n_resident * each))
-    if n_resident < n_experts:
-        host.append(BillLine("experts", (n_experts - n_resident) * each))
-    return CudaPlan(tuple(fixed), tuple(host), True, n_resident)
+
+    def placed(kv: str) -> CudaPlan:
+        lines, n_resident, part = list(fixed), 0, _LEAST_PART
+        host = [runtime]
+        if kv == "disk":
+            line, part = _part_of_prompt(plan, ctx, limit)
+            lines.append(line)
+            host.append(BillLine("lists of cells, part of a layer", _lists_bytes(geometry, ctx)))
+        left = (limit if limit is not None else total(lines) + experts) - total(lines)
+        if left < 0 or (experts and left < experts // n_experts):
+            raise BudgetError(_too_small([*lines, *expert_line[:1]], limit or 0))
+        if experts:
+            each = -(-experts // n_experts)
+            n_resident = min(n_experts, left // each)
+            name = f"experts, {n_resident} of {n_experts} a layer"
+            lines.append(BillLine(name, n_resident * each))
+            if n_resident < n_experts:
+                host.append(BillLine("experts", (n_experts - n_resident) * each))
+        windows = [layer.attention.window for layer in plan.layers]
+        router = Router(options.attention, Budget.parse(options.budget))
+        found = place(
+            geometry, windows, ctx, 0, router, host, kv, options.mem, free, has_index=False
+        )
+        return CudaPlan(tuple(lines), found, True, n_resident, part)
+
+    chosen = placed(options.kv)
+    return placed("disk") if chosen.host.on_disk else chosen
+
+
+def _lists_bytes(geometry: Geometry, ctx: int) -> int:
+    """When cells were used, cells that are asked for, and blocks on their way to the card."""
+    heads = [s.n_kv_heads for s in geometry.layers]
+    lists = 4 * (sum(heads) + max(heads)) * n_blocks(ctx) * CELLS_PER_BLOCK
+    return lists + CHUNK_BLOCKS * max(geometry.layer_bytes(i) for i in range(len(heads)))
+
+
+def _part_of_prompt(plan: ModelPlan, ctx: int, limit: int | None) -> tuple[BillLine, int]:
+    """What a part of a prompt takes on the card that passes a layer together, and its tokens."""
+    # The residual stream; cosines and sines for every RoPE of the model.
+    ropes = {(layer.attention.rope, layer.attention.head_dim) for layer in plan.layers}
+    half = max(layer.attention.head_dim for layer in plan.layers) // 2 + 16
+    each = 4 * plan.hidden + 8 * half * len(ropes)
+    most = _MOST_PART_BYTES
+    if limit is not None:
+        most = min(most, int(_MOST_PART_SHARE * limit))
+    # All of a context, and where that is a multiple of what passes the kernels together.
+    whole = -(-(ctx + 63) // PREFILL_TOKENS) * PREFILL_TOKENS
+    tokens = min(max(_LEAST_PART, most // each // PREFILL_TOKENS * PREFILL_TOKENS), whole)
+    return BillLine("a part of a prompt", each * tokens, True), tokens
 
 
 def _sketch_bytes(geometry: Geometry, ctx: int) -> int:
-    capacity, size = -(-ctx // 64) * 64, 0
+    capacity, size = n_blocks(ctx) * BLOCK_TOKENS, 0
     for shape in geometry.layers:
         if shape.routed:
             width = max(64, 1 << (shape.head_dim - 1).bit_length())

@@ -8,21 +8,22 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import platformdirs
 
 from hga.kvstore.arena import RamArena
+from hga.kvstore.cellsums import SumCells, cell_sums, cell_sums_in_numpy
 from hga.kvstore.disk_arena import DiskArena
 from hga.kvstore.geometry import GROUP_TOKENS
+from hga.kvstore.plain_reader import PlainReader
 from hga.kvstore.reader import Reader
 from hga.kvstore.route import Budget, Router
 from hga.kvstore.store import SessionStore
 from hga.models.plan import ModelPlan
 
 from . import budget
+from .arenas import open_arena
 from .compiling import compile_ahead
 from .container import ModelFile
 from .expert_budget import trunk_bytes
 from .expert_reads import ExpertReads
-from .kv_folder import remove_store, temporary_store
-from .options import OptionError, Options
-from .placement import Placement
+from .options import Options
 from .planning import geometry_of, place_model
 from .saved import SavedSession, fingerprint, make_store, session_folder
 from .session import Session
@@ -31,8 +32,8 @@ from .session_types import ContextError
 if TYPE_CHECKING:
     from hga.kernels.ops import Backend
 
+    from .cuda_arena import CudaArena
     from .cuda_backend import CudaBackend
-    from .cuda_forward import CudaArena, CudaForward
     from .experts import ExpertCache
     from .forward import ForwardPass
     from .grammar import GrammarCompiler
@@ -91,6 +92,7 @@ class Engine:
             self._note_small_budget()
             self._tokenizer: Tokenizer | None = None
             self._reader: Reader | None = None
+            self._plain_reader: PlainReader | None = None
             self.experts: ExpertCache | None = None
             self._template: ChatTemplate | None = None
             self._grammars: GrammarCompiler | None = None
@@ -166,8 +168,8 @@ class Engine:
         require_cuda(self.options)
         model, options = self.model, self.options
         plan = place_on_card(model, self.geometry, self.ctx, options)
-        self.placement = Placement(False, 0, 0, plan.host)
-        budget.check(plan.host, options.mem)
+        self.placement = plan.host
+        budget.check(plan.host.bill, options.mem)
         self._backend = card = CudaBackend(model, plan, self.geometry, self.ctx, options)
         self.forward_pass = cast("ForwardPass", card.forward_pass)
         self.notices += card.notices
@@ -176,8 +178,9 @@ class Engine:
         """What `forward_pass.run` takes for a sequence's layers."""
         from .layer_records import with_cells
 
-        card = cast("CudaArena", arena) if self.on_card else None
-        return card.bank if card is not None else with_cells(self.weights.layers, arena)
+        if not self.on_card:
+            return with_cells(self.weights.layers, arena)
+        return arena.kept if isinstance(arena, DiskArena) else cast("CudaArena", arena).bank
 
     def _open_experts(self) -> None:
         from .experts import ExpertCache
@@ -253,6 +256,11 @@ class Engine:
         return int(psutil.Process().memory_info().rss)
 
     @property
+    def kv_dir(self) -> Path:
+        """The folder of keys and values on disk of sessions without a name."""
+        return self.options.kv_dir or self._cache_dir / "kv"
+
+    @property
     def sessions_dir(self) -> Path:
         """The folder of named sessions."""
         chosen = self.options.sessions_dir or self.options.kv_dir
@@ -278,11 +286,13 @@ class Engine:
         budget = budget or self.options.budget
         if name is None:
             return Session(self, self.new_arena(), attention, budget)
-        self._require_host(name)
         folder = session_folder(self.sessions_dir, name)
         stamp = fingerprint(self, attention, budget, self.options.prefill)
         new = not folder.exists() if new is None else new
-        store = make_store(self, folder, stamp) if new else SessionStore.open(folder, stamp)
+        if new:
+            store = make_store(self, folder, stamp)
+        else:
+            store = SessionStore.open(folder, stamp, sum_cells=self.sum_cells)
         try:
             session = Session(self, self.new_arena(store), attention, budget)
         except BaseException:
@@ -301,7 +311,6 @@ class Engine:
         """Save a session under a new name and return the one to go on with: itself, or another in
         its place, which is then for the caller to close. A named one stays as it is under its old
         name. Raises as `session` does."""
-        self._require_host(name)
         folder = session_folder(self.sessions_dir, name)
         if isinstance(session.arena, DiskArena):
             # Its pages are shared with the new session, which needs a reader of its own.
@@ -326,10 +335,6 @@ class Engine:
         session.saved = saved
         return session
 
-    def _require_host(self, name: str) -> None:
-        if self.on_card:
-            raise OptionError(f"session {name!r}: device 'cuda' cannot be saved yet (--device cpu)")
-
     @property
     def expert_reads(self) -> ExpertReads:
         """What experts have cost since the engine was opened; nothing where all lie in memory."""
@@ -338,54 +343,46 @@ class Engine:
     @property
     def reader(self) -> Reader:
         """The reader of experts, keys and values on disk, started at first use."""
+        assert not self.on_card
         if self._reader is None:
-            self._reader = Reader.open(self.options.io, report=self._note)
+            self._reader = Reader.open(self.options.io, report=self.note)
             self.forward_pass.connect(self._reader.address)
         return self._reader
 
     @property
+    def plain_reader(self) -> PlainReader:
+        """The reader of keys and values on a card's behalf, started at first use."""
+        if self._plain_reader is None:
+            self._plain_reader = PlainReader(report=self.note)
+        return self._plain_reader
+
+    @property
     def io(self) -> str | None:
         """How keys and values on disk are read, such as "threads"; None where none are."""
-        return self._reader.mode if self._reader is not None else None
+        reader = self._reader or self._plain_reader
+        return reader.mode if reader is not None else None
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Tell the user something that turned out late."""
         self.notices.append(text)
         if self._report is not None:
             self._report(text)
 
     def new_arena(self, named: SessionStore | None = None) -> RamArena | DiskArena:
         """An arena over a named session's store, which stays the caller's, or one of its own."""
-        if self.on_card:
-            return cast("RamArena", cast("CudaForward", self.forward_pass).new_arena())
-        if not self.placement.on_disk:
-            return RamArena(self.geometry, self.ctx)
-        folder = self.options.kv_dir or self._cache_dir / "kv"
-        store = named or temporary_store(self.geometry, folder)
-        try:
-            arena = DiskArena(
-                self.geometry,
-                self.ctx,
-                self.windows,
-                store,
-                self.reader,
-                self.placement.frame_bytes,
-                self.placement.overflow_cells,
-                lambda: None if named else remove_store(store),
-            )
-        except BaseException:
-            if named is None:
-                remove_store(store)
-            raise
-        if named is None:
-            for text in store.notices:
-                self._note(text)
-        return arena
+        return open_arena(self, named)
+
+    @property
+    def sum_cells(self) -> SumCells:
+        """How the checksums of cells are computed: on a card's behalf without compiled kernels."""
+        return cell_sums_in_numpy if self.on_card else cell_sums
 
     def close(self) -> None:
         """Stop the threads and release the model."""
         self._backend.close()
-        if self._reader is not None:
-            self._reader.close()
+        for reader in (self._reader, self._plain_reader):
+            if reader is not None:
+                reader.close()
         self.model.close()
 
     def __enter__(self) -> Self:

@@ -63,6 +63,7 @@ class ForwardPass:
     """Runs tokens through the model; the caller says where their keys and values go."""
 
     logit_rows = LOGIT_ROWS
+    on_card = False
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from hga.kvstore.cellsums import SumCells, cell_sums
 from hga.kvstore.errors import StoreError
 from hga.kvstore.geometry import Geometry
 from hga.kvstore.lock import NAME as LOCK_NAME
@@ -19,7 +20,9 @@ _PREFIX = "kv-"
 _MAKING_S = 600
 
 
-def temporary_store(geometry: Geometry, parent: Path) -> SessionStore:
+def temporary_store(
+    geometry: Geometry, parent: Path, sum_cells: SumCells = cell_sums
+) -> SessionStore:
     """A store in a new folder of `parent`, for `remove_store`; raises StoreError."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +34,7 @@ def temporary_store(geometry: Geometry, parent: Path) -> SessionStore:
             " another folder)"
         ) from error
     try:
-        return SessionStore.create(folder, BlockShape.of(geometry), {})
+        return SessionStore.create(folder, BlockShape.of(geometry), {}, sum_cells=sum_cells)
     except BaseException:
         shutil.rmtree(folder.parent, ignore_errors=True)
         raise

@@ -54,16 +54,16 @@ def _disk_lines(
     pages = [geometry.layer_bytes(i) for i in layers]
     recent = sum(recent_blocks(windows[i]) * pages[i] for i in layers)
     heads = sum(shape.n_kv_heads for shape in geometry.layers)
+    prompt = [BillLine("a part of a prompt", min(SEGMENT_TOKENS, ctx) * hidden * 4)]
     tables = blocks * (heads * CELLS_PER_BLOCK * 12 + 24 * len(geometry.layers))
     cells = (geometry.cell_bytes(i) * geometry.layers[i].n_kv_heads for i in layers)
-    segment = min(SEGMENT_TOKENS, ctx)
     return [
         BillLine("reader of the disk", _READER_BYTES),
         BillLine("last keys and values", recent),
         BillLine("tables of cells", tables, True),
         BillLine("cells of one token", max(cells) * overflow_cells, True),
         BillLine("a layer of a prompt, twice", 2 * max(pages) * blocks, True),
-        BillLine("a part of a prompt", segment * hidden * 4),
+        *(prompt if hidden else []),
     ]
 
 
@@ -77,14 +77,16 @@ def place(
     kv: str,
     mem: int | None,
     free: int,
+    has_index: bool = True,
 ) -> Placement:
     """Choose by `kv` (ram, disk, or auto: memory if it holds all), the budget `mem` in bytes and
     the free memory.
 
-    windows: tokens that each layer sees, 0 for all; fixed: lines that every placement has. A
-    budget that holds neither is left to `budget.check`.
+    windows: tokens that each layer sees, 0 for all; hidden: of the residual stream, 0 where that
+    lies elsewhere; fixed: lines that every placement has; has_index: whether key sketches lie here
+    too. A budget that holds neither is left to `budget.check`.
     """
-    index = [BillLine("key sketches", geometry.sketch_bytes(ctx), True)]
+    index = [BillLine("key sketches", geometry.sketch_bytes(ctx), True)] if has_index else []
     if geometry.int8:
         index.append(BillLine("scales of keys and values", geometry.scale_bytes(ctx), True))
     in_ram = [*fixed, BillLine("keys and values", geometry.kv_bytes(ctx), True), *index]

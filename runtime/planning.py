@@ -96,8 +96,8 @@ def plan_memory(path: Path, options: Options) -> MemoryPlan:
         if options.device == "cuda":
             require_known(options)
             card = place_on_card(model, geometry, ctx, options)
-            host = Placement(False, 0, 0, card.host)
-            return MemoryPlan(model.plan.architecture, ctx, host, 0, card)
+            size = disk_bytes(geometry, ctx) if card.host.on_disk else 0
+            return MemoryPlan(model.plan.architecture, ctx, card.host, size, card)
         placement = place_model(model, geometry, ctx, options).kv
         disk = 0
         if placement.on_disk:

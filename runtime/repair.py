@@ -40,7 +40,7 @@ def repair_session(
     attention, budget = str(stored.get("attention")), str(stored.get("budget"))
     stamp = fingerprint(engine, attention, budget, engine.options.prefill)
     folder = session_folder(engine.sessions_dir, name)
-    store = SessionStore.open(folder, stamp, salvage=True)
+    store = SessionStore.open(folder, stamp, salvage=True, sum_cells=engine.sum_cells)
     try:
         session = Session(engine, engine.new_arena(store), attention, budget)
     except BaseException:

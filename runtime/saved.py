@@ -75,7 +75,9 @@ def fingerprint(engine: "Engine", attention: str, budget: str, prefill: str) -> 
 
 def make_store(engine: "Engine", folder: Path, stamp: Fingerprint) -> SessionStore:
     """A folder for an empty session."""
-    return SessionStore.create(folder, BlockShape.of(engine.geometry), stamp, encode_text(""))
+    shape = BlockShape.of(engine.geometry)
+    text, sums = encode_text(""), engine.sum_cells
+    return SessionStore.create(folder, shape, stamp, text, sum_cells=sums)
 
 
 class SavedSession:
@@ -152,7 +154,7 @@ class SavedSession:
         self.save()
         self.notices = self.store.fork(folder)
         self.store.close()
-        self.store = SessionStore.open(folder)
+        self.store = SessionStore.open(folder, sum_cells=self._engine.sum_cells)
         self.save(note)
 
     def restore(self) -> None:
@@ -164,7 +166,10 @@ class SavedSession:
         self._text = self._decode(self.store.meta)
         self._load_pages(words.size)
         ids, marks = _parted(words)
-        first = begin_of_last(marks) if self._text.logits and marks else len(marks)
+        # A card computes a token with what shares its block.
+        forward = self._engine.forward_pass
+        unit = forward.block_tokens if forward.on_card else 0
+        first = begin_of_last(marks, unit) if self._text.logits and marks else len(marks)
         session.resume(ids, marks, first)
         session.n_unchanged = self.reused_tokens = words.size
         self.open_s = time.perf_counter() - begin
@@ -177,7 +182,7 @@ class SavedSession:
         arena.reserve(n_tokens)
         for block in range(n_blocks(n_tokens)):
             arena.load_index(block, self.store.read_index(block))
-            self.store.read_block(block, arena.block_kv(block))
+            arena.load_kv(block, self.store.read_block)
 
     def repair(self, report: Callable[[int, int], None]) -> int:
         """Compute keys and values again from the first damaged block on, in place of `restore`,

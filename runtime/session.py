@@ -9,15 +9,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hga.kvstore.arena import RamArena
 from hga.kvstore.disk_arena import DiskArena, ReadCounts
 from hga.kvstore.geometry import CHUNK_TOKENS
 from hga.kvstore.route import EVERYTHING, PREFILLS, RULES, Budget, Route, Router
 
-from .marks import DECODED, FIRST_OF_A_CALL
-from .prompt import cuts, open_stage, pass_layers, residual_memory
+from .marks import DECODED, FIRST_OF_A_CALL, cuts
+from .prompt import Residual, open_stage, parts_of, pass_layers, residual_memory
 from .session_types import ContextError, Logits, StopReason, TokenSampler, check_ids
 from .turn_stats import TurnStats
 
@@ -172,18 +171,19 @@ class Session:
     def _pass_layers(
         self,
         ids: Sequence[int],
-        memory: NDArray[np.float32] | None = None,
+        memory: Residual,
         advance: Callable[[float], None] = lambda share: None,
-    ) -> NDArray[np.float32]:
+        rows: int = 0,
+    ) -> Residual:
         """Append tokens, one layer after the other; their residual stream, float32 [T, hidden], in
-        `memory` of as many tokens or more (None: new memory)."""
+        `memory` of as many tokens or more. rows: see `pass_layers`."""
         position, arena = len(self.tokens), self._arena
         stage = open_stage(arena, position, position + len(ids))
         try:
-            units, hidden = PREFILLS[self._prefill], self._forward.hidden
-            residual = np.empty((len(ids), hidden), np.float32) if memory is None else memory
-            residual = residual[: len(ids)]
-            pass_layers(self._forward, self._layers, ids, position, stage, units, advance, residual)
+            units, residual = PREFILLS[self._prefill], memory[: len(ids)]
+            pass_layers(
+                self._forward, self._layers, ids, position, stage, units, advance, residual, rows
+            )
             stage.finish()
         except BaseException:
             stage.abandon()
@@ -193,9 +193,10 @@ class Session:
         self._count_disk()
         return residual
 
-    def _head(self, residual: NDArray[np.float32]) -> Logits:
-        """Logits of tokens from the residual stream; overwritten by the next call."""
-        return self._forward.head(self._layers, residual)
+    def _logits_by_layers(self, ids: Sequence[int]) -> Logits:
+        """Append tokens; logits [1, V] of the last."""
+        with residual_memory(self._forward, len(ids)) as memory:
+            return self._forward.head(self._layers, self._pass_layers(ids, memory)[-1:])
 
     def feed(
         self, token_ids: Sequence[int], progress: Callable[[int, int], None] | None = None
@@ -226,10 +227,10 @@ class Session:
     def _feed_by_layers(
         self, token_ids: Sequence[int], progress: Callable[[int, int], None] | None
     ) -> None:
-        total, hidden = len(token_ids), self._forward.hidden
-        with residual_memory(total, hidden, self._engine.experts) as memory:
-            for first in range(0, total, len(memory) or 1):
-                part, start = token_ids[first : first + len(memory)], time.perf_counter()
+        total, forward = len(token_ids), self._forward
+        with residual_memory(forward, total, self._engine.experts) as memory:
+            for first, end in parts_of(forward, len(self.tokens), total, memory):
+                part, start = token_ids[first:end], time.perf_counter()
 
                 def advance(share: float, first: int = first, n: int = len(part)) -> None:
                     if progress is not None and share < 1:
@@ -237,11 +238,11 @@ class Session:
 
                 residual = self._pass_layers(part, memory, advance)
                 self.stats.prompt_tokens += len(part)
-                if first + len(part) == total:
-                    self._logits = self._head(residual[-1:])[0].copy()
+                if end == total:
+                    self._logits = self._forward.head(self._layers, residual[-1:])[0].copy()
                 self.stats.prefill_s += time.perf_counter() - start
                 if progress is not None:
-                    progress(first + len(part), total)
+                    progress(end, total)
 
     def step(self, token: int) -> Logits:
         """Append one token as decoding does (routed unless attention is dense); its logits [V]."""
@@ -249,9 +250,8 @@ class Session:
         check_ids((token,), self._engine.plan.vocab_size)
         start = time.perf_counter()
         self._recalls[:] = 1
-        if isinstance(self._arena, DiskArena) and self._attention == "dense":
-            residual = self._pass_layers((token,))
-            logits = self._head(residual)
+        if self.on_disk and self._attention == "dense" and not self._on_card:
+            logits = self._logits_by_layers((token,))
         else:
             logits = self._run((token,), 1, self._attention != "dense")
         self._logits = logits[0].copy()
@@ -319,11 +319,12 @@ class Session:
         check_ids(token_ids, self._engine.plan.vocab_size)
         rows = self._forward.logit_rows
         if self._by_layers:
-            with residual_memory(len(token_ids), self._forward.hidden) as memory:
-                for first in range(0, len(token_ids), len(memory) or 1):
-                    residual = self._pass_layers(token_ids[first : first + len(memory)], memory)
+            forward, n = self._forward, len(token_ids)
+            with residual_memory(forward, n) as memory:
+                for first, end in parts_of(forward, len(self.tokens), n, memory, rows):
+                    residual = self._pass_layers(token_ids[first:end], memory, rows=rows)
                     for at in range(0, len(residual), rows):
-                        logits = self._head(residual[at : at + rows])
+                        logits = self._forward.head(self._layers, residual[at : at + rows])
                         self._logits = logits[-1].copy()
                         yield logits
             return
@@ -381,7 +382,7 @@ class Session:
             decoded = marks[first] == DECODED
             self.truncate(first)
             if self._by_layers and not decoded:
-                logits = self._head(self._pass_layers(ids)[-1:])
+                logits = self._logits_by_layers(ids)
             else:
                 logits = self._run(ids, 1, decoded)
             self._logits = logits[0].copy()

@@ -31,7 +31,7 @@ def _data(found: MemoryPlan, mem: int | None, gpu_mem: int | None, fits: bool) -
     kv = "disk" if found.placement.on_disk else "ram"
     data: dict[str, object] = {
         "ctx": found.ctx,
-        "kv": kv if card is None or card.kv_on_host else "card",
+        "kv": kv if card is None or card.kv_on_host or kv == "disk" else "card",
         "bill": _items(bill),
         "total_bytes": budget.total(bill),
         "disk_bytes": found.disk_bytes,
@@ -58,7 +58,8 @@ def _lines(found: MemoryPlan, mem: int | None, gpu_mem: int | None) -> list[str]
     lines = []
     card = found.card
     if card is not None:
-        where = "in host memory" if card.kv_on_host else "on the card"
+        if not found.placement.on_disk:
+            where = "in host memory" if card.kv_on_host else "on the card"
         lines += ["on the card", *_bill(card.card, "--gpu-mem", gpu_mem), "in host memory"]
     lines += _bill(found.placement.bill, "--mem", mem)
     lines.append(f"{found.name}, {found.ctx:,} tokens; keys and values {where}")

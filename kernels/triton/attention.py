@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .heads import padded_width
+from .places import Cells, Place, group_at
 
 SPLITS = 64
 # Keys of a tile: eight groups.
@@ -34,6 +35,7 @@ def _attend(
     RP: tl.constexpr,
     D: tl.constexpr,
     W: tl.constexpr,
+    PAGED: tl.constexpr,
     LISTED: tl.constexpr,
     WINDOW: tl.constexpr,
     S: tl.constexpr,
@@ -65,11 +67,20 @@ def _attend(
         else:
             t = (low // T + tile) * T + i
             seen = (t <= position) & (t >= low)
-        rows = (base + t)[:, None] * D + d[None, :]
         mask = seen[:, None] & (d < D)[None, :]
-        k = tl.load(keys + rows, mask=mask, other=0.0)
-        v = tl.load(values + rows, mask=mask, other=0.0)
-        x = tl.dot(query, tl.trans(k)) * 1.4426950408889634
+        if PAGED:
+            # `keys` is the table of cells, `values` any float16.
+            at = group_at(keys + base, tl.where(seen, t // 8, 0), D)
+            at = tl.multiple_of(at.to(tl.pointer_type(tl.float16)), [16])
+            by_key = at[None, :] + d[:, None] * 8 + (i % 8)[None, :]
+            by_value = at[:, None] + (8 + i % 8)[:, None] * D + d[None, :]
+            k = tl.load(by_key, mask=seen[None, :] & (d < D)[:, None], other=0.0)
+            v = tl.load(by_value, mask=mask, other=0.0)
+        else:
+            rows = (base + t)[:, None] * D + d[None, :]
+            k = tl.trans(tl.load(keys + rows, mask=mask, other=0.0))
+            v = tl.load(values + rows, mask=mask, other=0.0)
+        x = tl.dot(query, k) * 1.4426950408889634
         x = tl.where(seen[None, :], x, -1e30)
         new = tl.maximum(top, tl.max(x, 1))
         p = tl.where(seen[None, :], tl.exp2(x - new[:, None]), 0.0)
@@ -121,8 +132,7 @@ class SplitBuffers:
 
 def attend(
     q: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    at: Place,
     params: torch.Tensor,
     buffers: SplitBuffers,
     out: torch.Tensor,
@@ -133,18 +143,21 @@ def attend(
 ) -> None:
     """out [H, true_dim] float32: attention of a token at position params[1].
 
-    q: float16 [H, D], scaled; keys, values: float16 [G, capacity, D], in pinned memory too. Over
-    the last `window` tokens (0: all), or the groups int32 [G, row] of which counts [G] count.
+    q: float16 [H, D], scaled; at: in pinned memory too. Over the last `window` tokens (0: all), or
+    the groups int32 [G, row] of which counts [G] count.
     """
-    n_kv, capacity, d = keys.shape
+    n_kv, d = at.n_kv_heads, at.head_dim
+    paged = isinstance(at, Cells)
+    keys, values = (at.table, q) if isinstance(at, Cells) else (at.keys, at.values)
     n_heads = q.shape[-2]
     rows, padded = n_heads // n_kv, buffers.tops.shape[2]
     listed = groups is not None and counts is not None
     b, width = buffers, padded_width(d)
     _attend[(n_kv, SPLITS)](
         q, keys, values, groups if listed else q, counts if listed else q, params,
-        b.partial, b.tops, b.sums, capacity, groups.stride(0) if groups is not None else 0,
-        R=rows, RP=padded, D=d, W=width, LISTED=listed, WINDOW=window, S=SPLITS, T=TILE,
+        b.partial, b.tops, b.sums, keys.shape[1], groups.stride(0) if groups is not None else 0,
+        R=rows, RP=padded, D=d, W=width, PAGED=paged, LISTED=listed, WINDOW=window, S=SPLITS,
+        T=TILE,
     )  # fmt: skip
     _merge[(n_heads,)](
         b.partial, b.tops, b.sums, out, R=rows, RP=padded, TRUE=true_dim, W=width, S=SPLITS

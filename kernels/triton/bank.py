@@ -6,124 +6,124 @@ Sketches are always on the card. Memory is taken for the whole context at once, 
 never change and recorded graphs stay valid.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from .heads import padded_width
-
-
-@dataclass(frozen=True, slots=True)
-class BankShape:
-    """One layer: G KV heads of D stored dimensions; routed layers have sketches."""
-
-    n_kv_heads: int
-    head_dim: int
-    routed: bool
+from .places import Rows
+from .sketches import BLOCK_TOKENS, BankShape, Sketches
 
 
 def bank_capacity(ctx: int) -> int:
-    """Positions of a bank for a context: whole tiles of attention."""
-    return -(-ctx // 64) * 64
-
-
-def kv_bytes(shapes: tuple[BankShape, ...], ctx: int) -> int:
-    """Keys and values of a bank."""
-    return sum(4 * s.n_kv_heads * s.head_dim for s in shapes) * bank_capacity(ctx)
-
-
-def sketch_bytes(shapes: tuple[BankShape, ...], ctx: int) -> int:
-    """Key sketches of a bank: two bits a dimension and a float16 scale."""
-    per_token = (s.n_kv_heads * (padded_width(s.head_dim) // 4 + 2) for s in shapes if s.routed)
-    return sum(per_token) * bank_capacity(ctx)
-
-
-def stage_bytes(shapes: tuple[BankShape, ...], ctx: int) -> int:
-    """What `Bank.stage` needs on the card where keys and values lie in host memory."""
-    return max(4 * s.n_kv_heads * s.head_dim for s in shapes) * bank_capacity(ctx)
+    """Positions of a bank for a context: whole blocks."""
+    return -(-ctx // BLOCK_TOKENS) * BLOCK_TOKENS
 
 
 def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Host memory that kernels can read and write; `unpin` it before it is freed. Of the size asked
     for: torch's own allocator rounds up to powers of two."""
     tensor = torch.empty(shape, dtype=dtype)
+    pin(tensor)
+    return tensor
+
+
+def pin(tensor: torch.Tensor) -> None:
+    """Make host memory something that kernels can read and write, until `unpin`. Raises
+    MemoryError."""
     if torch.cuda.is_available() and tensor.numel():
         size = tensor.numel() * tensor.element_size()
         code = int(torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), size, 0))
         if code:
             raise MemoryError(f"{size} bytes of host memory cannot be pinned (CUDA error {code})")
-    return tensor
 
 
 def unpin(tensor: torch.Tensor) -> None:
-    """Undo `pinned`."""
+    """Undo `pin` or `pinned`."""
     if torch.cuda.is_available() and tensor.numel():
         torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr())
+
+
+class StagingRoom:
+    """Room on the card for the keys and values of one layer at a time."""
+
+    def __init__(self, shapes: Sequence[BankShape], capacity: int, device: str) -> None:
+        self._shapes, self._capacity = shapes, capacity
+        most = max(s.n_kv_heads * s.head_dim for s in shapes) * capacity
+        self._room = torch.zeros((2, most), dtype=torch.float16, device=device)
+
+    def rows(self, layer: int) -> Rows:
+        """The room as a layer's."""
+        shape = self._shapes[layer]
+        size = (shape.n_kv_heads, self._capacity, shape.head_dim)
+        n = shape.n_kv_heads * shape.head_dim * self._capacity
+        return Rows(self._room[0, :n].view(size), self._room[1, :n].view(size))
 
 
 class Bank:
     """Owner of one sequence's keys, values and sketches; `close` frees them.
 
-    keys, values: per layer float16 [G, capacity, D]; sketches: per layer None or (codes uint8
-    [G, capacity, W / 4], scales float16 [G, capacity]). `graphs`: decode steps recorded on them.
+    rows: per layer; kept: the sketches, and per layer `sketches`: None or codes and scales;
+    `graphs`: decode steps recorded on them, by shape.
     """
+
+    # Layers before whose attention the host has work to do: none.
+    cuts: tuple[int, ...] = ()
 
     def __init__(
         self, shapes: tuple[BankShape, ...], ctx: int, device: str, on_host: bool = False
     ) -> None:
         self.capacity, self.on_host = bank_capacity(ctx), on_host
-        self.graphs: dict[int, Any] = {}
-        self._staged: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.shapes = shapes
+        self.graphs: dict[int, list[Any]] = {}
+        self._staged: StagingRoom | None = None
         self._device = device
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
-        self.sketches: list[tuple[torch.Tensor, torch.Tensor] | None] = []
-        half = torch.float16
+        self.rows: list[Rows] = []
+        self.kept = Sketches(shapes, self.capacity, device)
+        self.sketches = self.kept.layers
         for s in shapes:
             size = (s.n_kv_heads, self.capacity, s.head_dim)
-            for tensors in (self.keys, self.values):
-                made = (
-                    pinned(size, half) if on_host else torch.empty(size, dtype=half, device=device)
-                )
-                tensors.append(made)
-            if not s.routed:
-                self.sketches.append(None)
-                continue
-            size = (s.n_kv_heads, self.capacity, padded_width(s.head_dim) // 4)
-            codes = torch.empty(size, dtype=torch.uint8, device=device)
-            self.sketches.append((codes, torch.empty(size[:2], dtype=half, device=device)))
+            self.rows.append(Rows(self._new(size), self._new(size)))
+
+    def _new(self, size: tuple[int, ...]) -> torch.Tensor:
+        if self.on_host:
+            return pinned(size, torch.float16)
+        return torch.empty(size, dtype=torch.float16, device=self._device)
 
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values."""
-        return sum(2 * t.numel() for t in (*self.keys, *self.values))
+        return sum(4 * rows.keys.numel() for rows in self.rows)
 
-    def stage(self, layer: int, position: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def written(self, layer: int) -> Rows:
+        """Where a token's keys and values go."""
+        return self.rows[layer]
+
+    def read(self, layer: int, n_groups: int) -> Rows:
+        """Where a token reads them; n_groups: as of `decode`."""
+        return self.rows[layer]
+
+    def find(
+        self, layer: int, groups: torch.Tensor, counts: torch.Tensor, params: torch.Tensor
+    ) -> None:
+        """Nothing: there are no cuts."""
+
+    def stage(self, layer: int, position: int) -> Rows:
         """Keys and values of a layer on the card, positions 0..position filled; overwritten by the
         next call."""
-        keys, values = self.keys[layer], self.values[layer]
+        rows = self.rows[layer]
         if not self.on_host:
-            return keys, values
+            return rows
         if self._staged is None:
-            most = max(t.numel() for t in self.keys)
-            room = torch.empty((2, most), dtype=torch.float16, device=self._device)
-            self._staged = (room[0], room[1])
-        staged = tuple(s[: keys.numel()].view(keys.shape) for s in self._staged)
-        for target, source in zip(staged, (keys, values)):
-            for head in range(len(source)):
-                target[head, :position].copy_(source[head, :position], non_blocking=True)
-        return staged[0], staged[1]
+            self._staged = StagingRoom(self.shapes, self.capacity, self._device)
+        staged = self._staged.rows(layer)
+        _copy(rows, staged, 0, position)
+        return staged
 
-    def unstage(
-        self, layer: int, staged: tuple[torch.Tensor, torch.Tensor], position: int, end: int
-    ) -> None:
+    def unstage(self, layer: int, staged: Rows, position: int, end: int) -> None:
         """Take over positions position..end of what `stage` gave."""
-        if not self.on_host:
-            return
-        for source, target in zip(staged, (self.keys[layer], self.values[layer])):
-            for head in range(len(target)):
-                target[head, position:end].copy_(source[head, position:end], non_blocking=True)
+        if self.on_host:
+            _copy(staged, self.rows[layer], position, end)
 
     def close(self) -> None:
         """Free everything; recorded graphs go with it."""
@@ -131,6 +131,13 @@ class Bank:
         if self.on_host:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            for tensor in (*self.keys, *self.values):
-                unpin(tensor)
-        self.keys, self.values, self.sketches, self._staged = [], [], [], None
+            for rows in self.rows:
+                unpin(rows.keys)
+                unpin(rows.values)
+        self.rows, self.sketches, self._staged = [], [], None
+
+
+def _copy(source: Rows, target: Rows, first: int, end: int) -> None:
+    for a, b in ((source.keys, target.keys), (source.values, target.values)):
+        for head in range(len(a)):
+            b[head, first:end].copy_(a[head, first:end], non_blocking=True)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from ..reference.sketch import rotate
+from .places import Cells, Place, group_at
 
 # Step of the sketches' grid in units of the mean magnitude (kernels/cpu/sketch.py).
 _STEP = 1.25
@@ -66,6 +67,7 @@ def _prepare(
     codes,
     scales,
     capacity,
+    cells,
     scale,
     eps,
     H: tl.constexpr,
@@ -75,6 +77,7 @@ def _prepare(
     W: tl.constexpr,
     HALF_ROW: tl.constexpr,
     NORMED: tl.constexpr,
+    PAGED: tl.constexpr,
     SKETCHED: tl.constexpr,
     ROUTED: tl.constexpr,
     STEP: tl.constexpr,
@@ -111,12 +114,20 @@ def _prepare(
     else:
         g = head - H
         place = (g * capacity + position).to(tl.int64)
-        to_key = keys + place * D + i
-        tl.store(to_key, first_half.to(tl.float16), mask=stored)
-        tl.store(to_key + D // 2, second_half.to(tl.float16), mask=stored)
         j = tl.arange(0, W)
         v = tl.load(row + (H + G + g) * TRUE + j, mask=j < TRUE, other=0.0)
-        tl.store(values + place * D + j, v.to(tl.float16), mask=j < D)
+        if PAGED:
+            # `keys` is the table of cells.
+            at = group_at(keys + g * cells, position // 8, D).to(tl.pointer_type(tl.float16))
+            to_key = at + i * 8 + position % 8
+            tl.store(to_key, first_half.to(tl.float16), mask=stored)
+            tl.store(to_key + D // 2 * 8, second_half.to(tl.float16), mask=stored)
+            tl.store(at + (8 + position % 8) * D + j, v.to(tl.float16), mask=j < D)
+        else:
+            to_key = keys + place * D + i
+            tl.store(to_key, first_half.to(tl.float16), mask=stored)
+            tl.store(to_key + D // 2, second_half.to(tl.float16), mask=stored)
+            tl.store(values + place * D + j, v.to(tl.float16), mask=j < D)
         if SKETCHED:
             z = _turned(first_half, second_half, turn, D, W)
             size = _round_scale(STEP * tl.sum(tl.abs(z), 0) / D)
@@ -137,8 +148,7 @@ def prepare(
     turn: torch.Tensor,
     q_out: torch.Tensor,
     turned_out: torch.Tensor | None,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    to: Place,
     sketches: tuple[torch.Tensor, torch.Tensor] | None,
     true_dim: int,
     scale: float,
@@ -148,10 +158,14 @@ def prepare(
     """Split rows of qkv, float32 [T, (H + 2 G) true_dim], at positions params[1]….
 
     norms: weights of q and k [true_dim]. cos, sin: float32 [T, ≥ true_dim / 2]. q_out: float16
-    [T, H, D], scaled. turned_out: float16 [H, W] of a single token's routed queries. keys, values:
-    float16 [G, capacity, D]; sketches: uint8 [G, capacity, W / 4] and float16 [G, capacity].
+    [T, H, D], scaled. turned_out: float16 [H, W] of a single token's routed queries. to: where
+    keys and values go; sketches: uint8 [G, capacity, W / 4] and float16 [G, capacity].
     """
-    n_kv, capacity, d = keys.shape
+    n_kv, d = to.n_kv_heads, to.head_dim
+    paged = isinstance(to, Cells)
+    keys, values = (to.table, q_out) if isinstance(to, Cells) else (to.keys, to.values)
+    # Rows and sketches have room for the same positions.
+    capacity = keys.shape[1] if sketches is None else sketches[1].shape[1]
     n_heads = q_out.shape[-2]
     none = q_out
     _prepare[(n_tokens, n_heads + n_kv)](
@@ -169,6 +183,7 @@ def prepare(
         sketches[0] if sketches else none,
         sketches[1] if sketches else none,
         capacity,
+        keys.shape[1],
         scale,
         eps,
         H=n_heads,
@@ -178,6 +193,7 @@ def prepare(
         W=padded_width(d),
         HALF_ROW=cos.stride(-2),
         NORMED=norms is not None,
+        PAGED=paged,
         SKETCHED=sketches is not None,
         ROUTED=turned_out is not None,
         STEP=_STEP,

@@ -76,7 +76,8 @@ class Model:
 class Buffers:
     """What a decode step writes; made once, so that its addresses can be recorded.
 
-    params: int32 [PARAMS] token, position and limits (kernels/triton/routing.py), then float32
+    params: int32 [PARAMS] token, position, limits (kernels/triton/routing.py) and a number that
+    grows from token to token, then float32
     cosines and sines [n_ropes, 2, half] of the position in the same tensor. counts: int32 [L, G]
     groups that a token's routed layers read. host: pinned copies of params, logits and counts.
     """

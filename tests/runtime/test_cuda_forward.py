@@ -19,6 +19,7 @@ from hga.runtime.container import ModelFile
 from hga.runtime.cuda_plan import place_on_card
 from hga.runtime.engine import Engine
 from hga.runtime.options import Options
+from hga.runtime.placement import Placement
 from hga.runtime.planning import geometry_of
 
 pytest.importorskip("torch", reason="torch is not installed")
@@ -128,8 +129,6 @@ def test_what_a_card_cannot_do_is_refused(
         for name, value in asked.items():
             with pytest.raises(ValueError, match="--device cpu"):
                 setattr(session, name, value)
-        with pytest.raises(ValueError, match="cannot be saved"):
-            engine.session("name")
 
 
 @pytest.mark.slow
@@ -145,7 +144,7 @@ def test_experts_and_keys_in_host_memory_change_nothing(
             from hga.runtime.cuda_plan import CudaPlan
 
             options = Options(device="cuda", ctx=CTX)
-            plan = CudaPlan((), (), on_host, resident)
+            plan = CudaPlan((), Placement(False, 0, 0, ()), on_host, resident)
             geometry = geometry_of(model.plan, options)
             backend = CudaBackend(model, plan, geometry, CTX, options, DEVICE)
             forward = backend.forward_pass

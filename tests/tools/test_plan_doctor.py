@@ -76,6 +76,14 @@ def test_the_bill_of_a_card(capsys, packed):
     assert any(line.startswith("--gpu-mem") for line in lines)
 
 
+def test_a_card_with_keys_and_values_on_disk(capsys, packed):
+    words = ("--ctx", "64k", "--device", "cuda", "--kv", "disk")
+    code, found, _ = planned(capsys, packed, *words)
+    assert code == 0 and found["kv"] == "disk" and found["disk_bytes"] > 0
+    assert main(["plan", str(packed), *words]) == 0
+    assert "65,536 tokens; keys and values on disk, " in capsys.readouterr().out
+
+
 def test_a_card_that_is_too_small_and_what_no_card_can_do(capsys, packed):
     card = ["plan", str(packed), "--ctx", "64k", "--device", "cuda"]
     assert main([*card, "--gpu-mem", "500m"]) == 3
