@@ -6,11 +6,12 @@ an engine opens; it says what it got and, where that is not the best, why. Today
 CPU (Numba); its parameter blocks are kernels/cpu/params.py.
 """
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
+
+from .system import usable_processors
 
 if TYPE_CHECKING:
     from .cpu.pool import WorkerPool
@@ -57,8 +58,8 @@ def default_threads() -> int:
     """Physical cores that this process may use; at least one."""
     import psutil
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(usable or 1, psutil.cpu_count(logical=False) or usable or 1))
+    usable = usable_processors()
+    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
 
 
 _selected: list[tuple[Path, str | None]] = []

@@ -8,9 +8,12 @@ short. Descriptors are not inherited by child processes.
 import contextlib
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+
+from hga.kernels import system
 
 from .errors import SessionError
 
@@ -20,34 +23,13 @@ READ_ONLY = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 READ_WRITE = os.O_RDWR | getattr(os, "O_BINARY", 0)
 CREATE = READ_WRITE | os.O_CREAT | os.O_EXCL
 
-# What Linux takes in one call.
-_MOST_BUFFERS = 1024
 _ZEROS = bytes(1 << 20)
-# posix_fallocate where the file system, or the system, has no such thing.
-_NO_ALLOCATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-# A hard link is refused: another file system, one without links, too many of them, not allowed.
-NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names made, moved or removed in a folder durable, where folders can be opened."""
-    if os.name == "nt":
-        return
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def lock(fd: int) -> None:
-    """Lock an open file for this process alone, until it is closed; BlockingIOError where another
-    process has it. Advisory, and only where there is flock: elsewhere it is the user's care."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+# A hard link is refused: another file system, one without links (ENOTSUP is another number on
+# macOS, EINVAL what Windows says), too many of them, not allowed.
+NO_LINKS = (
+    *(errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOTSUP),
+    *(errno.ENOSYS, errno.EACCES, errno.EINVAL),
+)
 
 
 def open_regular(path: Path, flags: int) -> int:
@@ -82,51 +64,31 @@ class Files:
 
     def read(self, fd: int, view: Buffer, offset: int) -> int:
         """Read into a view; the number of bytes, 0 at the end of the file."""
-        if hasattr(os, "preadv"):
-            return os.preadv(fd, [view], offset)
-        os.lseek(fd, offset, os.SEEK_SET)
-        data = os.read(fd, len(view))
-        view[: len(data)] = data
-        return len(data)
+        return system.read_at(fd, view, offset)
 
     def write(self, fd: int, views: Sequence[Buffer], offset: int) -> int:
         """Write views one after another in one call; the number of bytes, perhaps not all."""
-        if hasattr(os, "pwritev"):
-            return os.pwritev(fd, views[:_MOST_BUFFERS], offset)
-        os.lseek(fd, offset, os.SEEK_SET)
-        return os.write(fd, views[0])
+        return system.write_at(fd, views, offset)
 
     def allocate(self, fd: int, n_bytes: int) -> bool:
         """Give a file its size and its space on the disk; False where that is not offered."""
-        if not hasattr(os, "posix_fallocate"):
-            return False
-        try:
-            os.posix_fallocate(fd, 0, n_bytes)
-        except OSError as error:
-            if error.errno in _NO_ALLOCATION:
-                return False
-            raise
-        return True
+        return system.allocate(fd, n_bytes)
 
     def datasync(self, fd: int) -> None:
         """Make what was written to a file durable."""
-        if hasattr(os, "fdatasync"):
-            os.fdatasync(fd)
-        else:
-            os.fsync(fd)
+        system.sync_data(fd)
 
     def forget(self, fd: int) -> None:
         """Let go of what the system keeps in memory of a file that was synced."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        system.forget(fd)
 
     def sync(self, fd: int) -> None:
         """Make what was written to a file durable, and its size."""
-        os.fsync(fd)
+        system.sync(fd)
 
     def sync_folder(self, folder: Path) -> None:
-        """`sync_folder`."""
-        sync_folder(folder)
+        """Make names made, moved or removed in a folder durable, where that can be."""
+        system.sync_folder(folder)
 
     def size(self, fd: int) -> int:
         """Bytes of an open file."""
@@ -162,11 +124,6 @@ class Files:
 
     def free_bytes(self, folder: Path) -> int:
         """What the file system of a folder has left for this user."""
-        if hasattr(os, "statvfs"):
-            found = os.statvfs(folder)
-            return found.f_bavail * found.f_frsize
-        import shutil
-
         return shutil.disk_usage(folder).free
 
 

@@ -1,6 +1,6 @@
 """FolderLock: one process at a time has a session.
 
-The lock is the system's (flock) and ends with the process; the file tells who holds it.
+The lock is the system's (kernels/system.py) and ends with the process; the file tells who holds it.
 """
 
 import errno
@@ -8,8 +8,10 @@ import os
 import time
 from pathlib import Path
 
+from hga.kernels.system import lock
+
 from .errors import StoreError
-from .filelayer import READ_WRITE, lock, open_regular
+from .filelayer import READ_WRITE, open_regular
 
 NAME = "lock"
 

@@ -1,11 +1,11 @@
 """Memory that begins on a page: as O_DIRECT wants it, and no vector of a kernel straddles lines."""
 
-import contextlib
-import mmap
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hga.kernels.system import private_memory
 
 PAGE_BYTES = 4096
 # From here on large pages are asked for, as numpy does.
@@ -17,17 +17,10 @@ def aligned_zeros(n_bytes: int) -> NDArray[np.uint8]:
 
     Raises MemoryError.
     """
-    # Private memory: what is shared between processes gets no large pages.
-    flags = {}
-    if hasattr(mmap, "MAP_PRIVATE"):
-        flags["flags"] = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     try:
-        memory = mmap.mmap(-1, max(n_bytes, 1), **flags)
+        memory = private_memory(max(n_bytes, 1), n_bytes >= _LARGE)
     except (OSError, OverflowError) as error:
         raise MemoryError(f"no memory for {n_bytes} bytes") from error
-    if n_bytes >= _LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):
-            memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8)[:n_bytes]
 
 

@@ -7,6 +7,7 @@ a reader of their own (kvstore/reader.py).
 
 import errno
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -76,7 +77,7 @@ class PlainReader:
         if file is None:
             return -errno.EBADF
         try:
-            if hasattr(os, "preadv"):
+            if sys.platform != "win32" and hasattr(os, "preadv"):
                 direct = aligned and index not in self._refused
                 try:
                     n_read = os.preadv(file.direct if direct else file.buffered, views, offset)

@@ -10,13 +10,14 @@ import ctypes
 import errno
 import mmap
 import os
-import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hga.kernels import system
 
 from .reader_files import DiskFile
 from .reader_request import SHORT_FILE
@@ -57,29 +58,18 @@ def window_of(address: int, n_bytes: int) -> memoryview:
 
 
 def serve_python(queue: Queue) -> None:
-    """Read with os.pread, or by seeking where there is none, a request at a time."""
+    """Read in Python, a request at a time."""
     _serve_one_by_one(queue, read_positioned)
-
-
-# Seeking moves the one position of a descriptor.
-_seeking = threading.Lock()
 
 
 def read_positioned(file: DiskFile, offset: int, window: memoryview) -> int:
     """Fill a window through the page cache; 0, or SHORT_FILE. Raises OSError."""
     position = 0
     while position < len(window):
-        wanted = len(window) - position
-        if hasattr(os, "pread"):
-            data = os.pread(file.buffered, wanted, offset + position)
-        else:
-            with _seeking:
-                os.lseek(file.buffered, offset + position, os.SEEK_SET)
-                data = os.read(file.buffered, wanted)
-        if not data:
+        n_bytes = system.read_at(file.buffered, window[position:], offset + position)
+        if n_bytes == 0:
             return SHORT_FILE
-        window[position : position + len(data)] = data
-        position += len(data)
+        position += n_bytes
     return 0
 
 
@@ -154,7 +144,7 @@ def _want(queue: Queue, run: NDArray[np.int64]) -> None:
         mapped = _mapping(queue.file(index), end)
         if mapped is not None:
             start = offset // mmap.PAGESIZE * mmap.PAGESIZE
-            mapped.madvise(mmap.MADV_WILLNEED, start, end - start)
+            system.will_need(mapped, start, end - start)
 
 
 def _mapping(file: DiskFile, end: int) -> mmap.mmap | None:

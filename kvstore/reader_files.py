@@ -10,10 +10,11 @@ import errno
 import mmap
 import os
 import stat
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from hga.kernels import system
 
 from .errors import StoreError
 from .memory import PAGE_BYTES
@@ -61,7 +62,9 @@ def open_file(place: Path | str | int, direct: bool, note: Callable[[str], None]
     except OSError as error:
         raise StoreError(_reason(error, f"{name} cannot be opened")) from error
     file = DiskFile(name, buffered, -1, 1, 1)
-    if direct:
+    if direct and not system.passes_page_cache():
+        note("files are read through the page cache: this system has no O_DIRECT")
+    elif direct:
         problem = _open_direct(file, place, flags)
         if problem:
             note(f"{name} is read through the page cache: {problem}")
@@ -70,9 +73,7 @@ def open_file(place: Path | str | int, direct: bool, note: Callable[[str], None]
 
 def _open_direct(file: DiskFile, place: Path | str | int, flags: int) -> str:
     """Add a descriptor with O_DIRECT, if a read by it works; returns why not."""
-    o_direct = getattr(os, "O_DIRECT", 0)
-    if not o_direct:
-        return f"{sys.platform} has no O_DIRECT"
+    o_direct: int = getattr(os, "O_DIRECT", 0)
     # A second description of the same file, even if its name is gone.
     again = f"/proc/self/fd/{file.buffered}"
     try:
@@ -99,7 +100,7 @@ def _probe(fd: int, n_bytes: int) -> None:
     with mmap.mmap(-1, max(n_bytes, PAGE_BYTES)) as page, memoryview(page) as view:
         part = view[:n_bytes]
         try:
-            os.preadv(fd, [part], 0)
+            system.read_at(fd, part, 0)
         finally:
             part.release()
 

@@ -2,9 +2,10 @@
 
 import errno
 import functools
-import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from hga.kernels import system
 
 from . import reader_backends as backends
 from .reader_uring import Ring, serve_uring
@@ -40,7 +41,7 @@ def choose(mode: str, n_threads: int, has_preadv: bool, note: Callable[[str], No
             return Way("uring", 1, functools.partial(serve_uring, ring=ring), ring.close)
     python_threads = max(1, min(n_threads, _PYTHON_THREADS))
     if mode == "mmap":
-        if hasattr(mmap, "MADV_WILLNEED"):
+        if system.asks_for_pages():
             return Way("mmap", python_threads, backends.serve_mmap)
         note("files are not mapped, threads read instead: there is no MADV_WILLNEED")
     if has_preadv:

@@ -6,6 +6,7 @@ for every read.
 
 import errno
 import select
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,13 @@ URING_READS = 64
 class Ring:
     """An io_uring of the package liburing. OSError or ImportError where there is none."""
 
+    _ring: Any
+    _result: Any
+    _ready: Any
+
     def __init__(self, n_reads: int = URING_READS) -> None:
+        if sys.platform != "linux":
+            raise ImportError("it is Linux's")
         import liburing
 
         self._uring: Any = liburing

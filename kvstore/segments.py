@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hga.kernels import system
+
 from . import slots
 from .cellsums import Bytes, SumCells, Sums, cell_sums
 from .errors import PagesError, SessionError
@@ -173,10 +175,17 @@ class Segments:
                 )
             write_all(self._files, fd, [memoryview(segment_header(entry, self._shape))], 0)
             self._files.sync(fd)
-            self._files.rename(new, path)
+            if system.renames_open_files():
+                self._files.rename(new, path)
+            else:
+                closed, fd = fd, -1
+                self._files.close(closed)
+                self._files.rename(new, path)
+                fd = self._files.open(path, READ_WRITE)
             self._files.sync_folder(self.folder)
         except BaseException as error:
-            self._files.close(fd)
+            if fd >= 0:
+                self._files.close(fd)
             if isinstance(error, OSError):
                 with contextlib.suppress(OSError):
                     self._files.unlink(new)

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hga.kernels import system
+
 from . import head as heads
 from .errors import SessionError, StoreError
 from .filelayer import CREATE, NO_LINKS, READ_ONLY, Files, allocate, read_all, write_all
@@ -144,14 +146,14 @@ def make(
         _write_new(files, new / heads.file_name(head.generation + 1), b"")
         _write_new(files, new / heads.file_name(head.generation), data)
         files.sync_folder(new)
-        files.rename(new, folder)
+        lock = _give_name(new, folder, lock, files)
         made = folder
         files.sync_folder(folder.parent)
     except BaseException as error:
         if lock is not None:
             if isinstance(error, OSError):
                 with contextlib.suppress(OSError):
-                    _remove(made, files)
+                    _remove(made, files, lock)
             lock.release()
         if isinstance(error, StoreError) or not isinstance(error, OSError):
             raise
@@ -166,6 +168,17 @@ def make(
     return lock
 
 
+def _give_name(new: Path, folder: Path, lock: FolderLock, files: Files) -> FolderLock:
+    """Rename a new session's folder; its lock, which is let go meanwhile where the system moves no
+    folder with an open file in it."""
+    if system.renames_open_files():
+        files.rename(new, folder)
+        return lock
+    lock.release()
+    files.rename(new, folder)
+    return FolderLock.take(folder)
+
+
 def remove(folder: Path) -> None:
     """Remove a session, damaged or not, or what a removal that was cut short has left of one;
     segments that others share stay with them, and of a link only the link goes."""
@@ -177,18 +190,20 @@ def remove(folder: Path) -> None:
         raise FileNotFoundError(errno.ENOENT, f"no session {folder.name!r} in {folder.parent}")
     lock = FolderLock.take(folder)
     try:
-        _remove(folder, files)
+        _remove(folder, files, lock)
     finally:
         lock.release()
 
 
-def _remove(folder: Path, files: Files) -> None:
+def _remove(folder: Path, files: Files, lock: FolderLock) -> None:
     _clear(folder, files)
     left = [name for name in files.names(folder) if name != LOCK_NAME]
     if left:
         raise StoreError(
             errno.ENOTEMPTY, f"{folder} is not removed: {left[0]!r} is not a session's file"
         )
+    if not system.renames_open_files():
+        lock.release()
     files.unlink(folder / LOCK_NAME)
     files.remove_folder(folder)
 

@@ -8,11 +8,11 @@ wake-ups go first (sched_setattr(2), sched_runtime of SCHED_OTHER); elsewhere no
 
 import ctypes
 import os
-import platform
 import sys
 
+from hga.kernels.system import sched_setattr_number
+
 _SLICE_NS = 100_000
-_NUMBERS = {"x86_64": 314, "aarch64": 274, "riscv64": 274}
 
 
 class _Attributes(ctypes.Structure):
@@ -33,8 +33,8 @@ class _Attributes(ctypes.Structure):
 def shorten_slice() -> bool:
     """Ask for a short slice for the calling thread, its policy and niceness as they are; whether
     the system took it."""
-    number = _NUMBERS.get(platform.machine())
-    if not sys.platform.startswith("linux") or number is None:
+    number = sched_setattr_number()
+    if sys.platform != "linux" or number == 0:
         return False
     if os.sched_getscheduler(0) != os.SCHED_OTHER:
         return False

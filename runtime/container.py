@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from hga.kernels import system
 from hga.kernels.formats import FORMATS, Format, n_groups
 from hga.kvstore.memory import aligned_zeros
 from hga.models.plan import ModelPlan
@@ -268,8 +269,7 @@ class ModelFile:
 
     def drop_page_cache(self) -> None:
         """Ask the system to forget what it keeps of the file, where it takes such advice."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        system.forget(self._file.fileno())
 
     def close(self) -> None:
         """Close the file. Views still in use keep their memory until they are gone."""

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from hga.kvstore.filelayer import sync_folder
+from hga.kernels import system
 
 from .container_index import (
     MAX_INDEX_BYTES,
@@ -115,7 +115,7 @@ class ContainerWriter:
     def _check_space(self) -> None:
         total = self.layout.index_offset + _SPARE_BYTES
         held = os.fstat(self._file.fileno())
-        needed = total - (held.st_blocks * 512 if hasattr(held, "st_blocks") else held.st_size)
+        needed = total - system.backed_bytes(held)
         free = shutil.disk_usage(self.path.parent).free
         if needed > free:
             if held.st_size == 0:
@@ -273,15 +273,15 @@ class ContainerWriter:
         header = Header(total, start, len(raw), xxhash.xxh3_64_intdigest(raw), digest)
         self._write(start, raw)
         self._file.truncate(total)
-        os.fsync(self._file.fileno())
+        system.sync(self._file.fileno())
         self._write(0, header.encode())
-        os.fsync(self._file.fileno())
+        system.sync(self._file.fileno())
         # Where an open file can be renamed the lock is held until it has its name.
-        if os.name == "nt":
+        if not system.renames_open_files():
             self._file.close()
         os.replace(self.partial, self.path)
         self._file.close()
-        sync_folder(self.path.parent)
+        system.sync_folder(self.path.parent)
         self.journal.unlink(missing_ok=True)
         return total
 

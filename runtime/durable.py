@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from hga.kvstore.filelayer import lock
+from hga.kernels.system import lock
 
 
 @contextlib.contextmanager

@@ -84,7 +84,7 @@ def place_experts(
         # Frames take what they find: the experts' part of it is set aside first.
         left = limit - total(kv.bill) + kv.frame_bytes
         if kv.on_disk:
-            left = int(_EXPERTS_SHARE * left)
+            left = min(int(_EXPERTS_SHARE * left), left - kv.least_frame_bytes)
         return with_slots(min(max(least, least + left // slot), every), to_disk)
 
     if options.expert_cache is not None:

@@ -29,12 +29,13 @@ SHARE_OF_FREE = 0.8
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where keys and values lie, the memory of the frames for cells on disk, the most cells that a
-    KV head of a layer reads for one token, and the bill of all."""
+    KV head of a layer reads for one token, the bill of all, and the least memory of frames."""
 
     on_disk: bool
     frame_bytes: int
     overflow_cells: int
     bill: tuple[BillLine, ...]
+    least_frame_bytes: int = 0
 
 
 def _overflow_cells(router: Router, ctx: int) -> int:
@@ -102,8 +103,9 @@ def place(
     most = int(_MOST_FRAMES_SHARE * -(-ctx // CELL_TOKENS)) * routed
     # What one token of the smallest budget reads; with fewer frames every token reads anew.
     least = router.least_tokens(ctx) // GROUP_TOKENS * routed
-    frames = min(max(limit - total(lines), min(least, most)), most)
+    least = min(least, most)
+    frames = min(max(limit - total(lines), least), most)
     lines.append(BillLine("frames for keys and values", frames))
     if kv == "auto" and total(lines) >= total(in_ram):
         return Placement(False, 0, 0, tuple(in_ram))
-    return Placement(True, frames, overflow, tuple(lines))
+    return Placement(True, frames, overflow, tuple(lines), least)

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from hga.kernels.system import keeps_name
 from hga.kvstore.disk_arena import DiskArena
 from hga.kvstore.errors import SessionError, StoreError
 from hga.kvstore.geometry import BLOCK_TOKENS, n_blocks
@@ -49,6 +50,8 @@ def session_folder(root: Path, name: str) -> Path:
             f"invalid session name {name[:80]!r}: expected letters, digits, and . _ + @ - after the"
             f" first, at most {_MOST_NAME_BYTES} bytes"
         )
+    if not keeps_name(name):
+        raise OptionError(f"invalid session name {name!r}: this system gives files no such name")
     return root / name
 
 

@@ -5,9 +5,10 @@ could be says why and, where something helps, what.
 """
 
 import argparse
+import contextlib
 import json
+import mmap
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from hga.kernels import system
 from hga.kernels.ops import default_threads
 from hga.kvstore.errors import StoreError
 from hga.kvstore.memory import aligned_zeros
@@ -36,6 +38,7 @@ def doctor(values: argparse.Namespace, status: Status) -> int:
     """The command; returns the exit code."""
     folder = Path(values.kv_dir) if values.kv_dir else cache_folder() / "kv"
     found: dict[str, Section] = {
+        "system": _system(),
         "processor": _processor(values.threads),
         "memory": _memory(values.threads),
     }
@@ -73,11 +76,19 @@ def _shown(name: str, value: object) -> str:
     return "-" if value is None else str(value)
 
 
+def _system() -> Section:
+    """The platform, and what takes the place of what it lacks."""
+    section: Section = {"name": system.name(), "page_bytes": mmap.PAGESIZE}
+    if missing := system.fallbacks():
+        section["fallbacks"] = missing
+    return section
+
+
 def _processor(threads: int | None) -> Section:
     from hga.kernels.cpu import target
 
     section: Section = {
-        "name": _processor_name(),
+        "name": system.processor_name(),
         "instruction_set": target.detect(),
         "threads": threads or default_threads(),
         "cores": os.cpu_count(),
@@ -85,16 +96,6 @@ def _processor(threads: int | None) -> Section:
     if note := target.shortfall():
         section["note"] = note
     return section
-
-
-def _processor_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _memory(threads: int | None) -> Section:
@@ -117,17 +118,10 @@ def _disk(folder: Path, mode: str) -> Section:
         folder.mkdir(parents=True, exist_ok=True)
         section["file_system"] = _file_system(folder)
         section["free_bytes"] = shutil.disk_usage(folder).free
-        with tempfile.NamedTemporaryFile(dir=folder, prefix="doctor-") as file:
-            block = np.random.default_rng(0).bytes(_RUN_BYTES)
-            for _ in range(_FILE_BYTES // _RUN_BYTES):
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with _measured_file(folder) as path:
             notices: list[str] = []
             with Reader.open(mode, report=notices.append) as reader:
-                index = reader.add_file(file.name)
+                index = reader.add_file(path)
                 section["reads_by"] = reader.mode
                 section["past_the_page_cache"] = reader.file(index).direct >= 0
                 section["sequential_bytes_per_s"] = round(_sequential(reader, index))
@@ -143,6 +137,23 @@ def _disk(folder: Path, mode: str) -> Section:
             "this is memory, not a disk: --kv-dir (or XDG_CACHE_HOME) names another folder"
         )
     return section
+
+
+@contextlib.contextmanager
+def _measured_file(folder: Path) -> Iterator[str]:
+    """A file of random bytes that is not in the page cache, closed and removed at the end."""
+    fd, path = tempfile.mkstemp(dir=folder, prefix="doctor-")
+    try:
+        with open(fd, "wb") as file:
+            block = np.random.default_rng(0).bytes(_RUN_BYTES)
+            for _ in range(_FILE_BYTES // _RUN_BYTES):
+                file.write(block)
+            file.flush()
+            system.sync(file.fileno())
+            system.forget(file.fileno())
+        yield path
+    finally:
+        os.unlink(path)
 
 
 def _sequential(reader: Reader, file: int) -> float:

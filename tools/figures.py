@@ -3,9 +3,9 @@
 Every key of interface.md is always present; a figure that does not apply is null.
 """
 
-import sys
 from typing import TYPE_CHECKING
 
+from hga.kernels.system import peak_memory
 from hga.kvstore.geometry import BLOCK_TOKENS
 from hga.tools.status import rate, size
 from hga.tools.turns import Reply
@@ -26,7 +26,7 @@ def reply_json(reply: Reply, session: "Session", engine: "Engine") -> dict[str, 
         "decode_tps": _rounded(rate(len(reply.tokens), reply.decode_s)),
         "ctx": engine.ctx,
         "attended_mean": _rounded(session.stats.attended_mean),
-        "peak_rss": peak_rss(),
+        "peak_rss": peak_memory(),
         "kv_bytes": session.kv_bytes,
         "read_bytes": session.stats.read_bytes,
         "expert_hit_rate": _rounded(session.stats.expert_hit_rate),
@@ -93,19 +93,6 @@ def attended_bytes(engine: "Engine", attended: float | None) -> int | None:
     if attended is None or len(sizes) != 1:
         return None
     return round(attended * geometry.block_kv_bytes / BLOCK_TOKENS)
-
-
-def peak_rss() -> int:
-    """The most bytes that this process had in memory."""
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts KiB, macOS bytes.
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _rounded(value: float | None) -> float | None:

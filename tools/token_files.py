@@ -109,6 +109,8 @@ def _id_list(array: npt.NDArray[Any], name: str) -> list[int]:
 
 def check_ids(ids: Sequence[int], vocab_size: int, name: str) -> None:
     """Raise UsageError unless every id is below `vocab_size` and not negative."""
+    if not ids:
+        raise UsageError(f"{name} is empty")
     low, high = min(ids), max(ids)
     if low < 0 or high >= vocab_size:
         found = low if low < 0 else high

@@ -33,9 +33,13 @@ def hidden_typing() -> Iterator[None]:
 
 
 class _Keyboard:
-    """The terminal of standard input, as it was found."""
+    """The terminal of standard input, as it was found. Windows has another kind."""
+
+    _found: list[Any]
 
     def __init__(self, fd: int) -> None:
+        if sys.platform == "win32":
+            return
         import termios
 
         self._termios, self._fd = termios, fd
@@ -44,6 +48,8 @@ class _Keyboard:
     @classmethod
     def find(cls) -> "_Keyboard | None":
         """None where there is no terminal, or none whose echo can be turned off."""
+        if sys.platform == "win32":
+            return None
         try:
             return cls(sys.stdin.fileno()) if is_terminal(sys.stdin) else None
         except (ImportError, OSError, ValueError):
@@ -56,6 +62,8 @@ class _Keyboard:
 
     def hide(self) -> None:
         """No echo from here on."""
+        if sys.platform == "win32":
+            return
         quiet = list(self._found)
         quiet[3] &= ~self._termios.ECHO
         self._set(quiet)
@@ -65,6 +73,8 @@ class _Keyboard:
         self._set(self._found)
 
     def _set(self, attributes: list[Any]) -> None:
+        if sys.platform == "win32":
+            return
         # A program in the background that changes the terminal would be stopped for it.
         with contextlib.suppress(OSError, self._termios.error):
             if os.tcgetpgrp(self._fd) == os.getpgrp():
@@ -75,6 +85,9 @@ class _Keyboard:
 @contextlib.contextmanager
 def _stops(keyboard: _Keyboard) -> Iterator[None]:
     """While the block runs, Ctrl-Z gives the terminal back before the program stops."""
+    if sys.platform == "win32":
+        yield
+        return
     if threading.current_thread() is not threading.main_thread():
         yield
         return

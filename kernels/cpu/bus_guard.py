@@ -17,12 +17,18 @@ from numba import cfunc, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from hga.kernels.system import MACHINE
+
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
-# struct siginfo of 64-bit Linux: the code and the address.
+# struct siginfo of 64-bit Linux: the code and the address. These numbers and structures are the
+# same on all its architectures but MIPS, SPARC and Alpha; tried on the ones named here.
+_MACHINES = ("x86_64", "aarch64")
 _CODE_AT, _ADDRESS_AT = 8, 16
 # The page exists in the mapping and not in the file; other codes are failures of the memory.
 _BUS_ADRERR = 2
-_PROT_READ, _MAP_FIXED = 1, 0x10
+_PROT_READ = 1
+# Fixed, private, anonymous.
+_MAP_FLAGS = 0x10 | 0x02 | 0x20
 _SA_SIGINFO, _SA_NODEFER, _SA_ONSTACK = 4, 0x40000000, 0x08000000
 _PAGE_BYTES = mmap.PAGESIZE
 
@@ -54,9 +60,8 @@ def _map_zeros(typing: Any, address: Any) -> Any:
     def generate(context: Any, b: Any, sig: Any, args: Any) -> Any:
         kind = ir.FunctionType(_I64, [_I64, _I64, _I32, _I32, _I32, _I64])
         call = cgutils.get_or_insert_function(b.module, kind, "mmap")
-        flags = _MAP_FIXED | mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         size, offset = ir.Constant(_I64, _PAGE_BYTES), ir.Constant(_I64, 0)
-        numbers = [ir.Constant(_I32, n) for n in (_PROT_READ, flags, -1)]
+        numbers = [ir.Constant(_I32, n) for n in (_PROT_READ, _MAP_FLAGS, -1)]
         return b.call(call, [args[0], size, *numbers, offset])
 
     return types.int64(types.int64), generate
@@ -76,7 +81,7 @@ def _leave_to_the_system(typing: Any, number: Any) -> Any:
 
 def is_available() -> bool:
     """Whether the handler knows this system's structures."""
-    return sys.platform == "linux" and ctypes.sizeof(ctypes.c_void_p) == 8
+    return sys.platform == "linux" and MACHINE in _MACHINES
 
 
 class _Action(ctypes.Structure):
@@ -93,7 +98,7 @@ class _Action(ctypes.Structure):
 def install() -> bool:
     """Take the signal from now on; False where that is not possible and a cut file ends the
     process."""
-    if not is_available():
+    if sys.platform == "win32" or not is_available():
         return False
 
     @cfunc(types.void(types.int32, types.int64, types.int64), cache=True)

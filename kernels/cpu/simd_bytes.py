@@ -1,14 +1,16 @@
 """The byte half of the SIMD vocabulary: nibbles, bit planes and the dot product of bytes.
 
 The dot product is the one operation without a portable form: `vpdpbusd` on AVX-512 VNNI, `pmaddwd`
-on AVX2, plain 32-bit products elsewhere. All three are exact.
+on AVX2, `usdot`, `sdot` or `smull` on NEON, plain 32-bit products elsewhere. All are exact.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import binding, ir
 from numba.core import types
 
+from . import target
 from .simd import (
     _I1,
     _I8,
@@ -143,10 +145,80 @@ def _dot_avx512(b: Any, acc: Any, u: Any, s: Any) -> Any:
     return _call(b, name, _I32X16, acc, b.bitcast(u, operand), b.bitcast(s, operand))
 
 
-_DOT = {"avx512": _dot_avx512, "avx2": _dot_avx2, "generic": _dot_portable}[ISA]
+_I32X4, _I8X16 = ir.VectorType(_I32, 4), ir.VectorType(_I8, 16)
+
+
+def _quarter(b: Any, v: Any, part: int) -> Any:
+    """A quarter of a vector of 512 bits: what a register of NEON holds."""
+    n = v.type.count // 4
+    index = ir.Constant(ir.VectorType(_I32, n), list(range(n * part, n * part + n)))
+    return b.shuffle_vector(v, ir.Constant(v.type, ir.Undefined), index)
+
+
+def _by_quarters(b: Any, emit: Callable[..., Any], acc: Any, u: Any, s: Any) -> Any:
+    """`emit` of the quarters of acc, u and s, put together again."""
+    s = b.bitcast(s, _U8X64)
+    parts = [emit(b, *(_quarter(b, v, i) for v in (acc, u, s))) for i in range(4)]
+    eight = ir.Constant(ir.VectorType(_I32, 8), list(range(8)))
+    low, high = (b.shuffle_vector(*parts[i : i + 2], eight) for i in (0, 2))
+    return b.shuffle_vector(low, high, ir.Constant(_I32X16, list(range(16))))
+
+
+def _sdot(b: Any, acc: Any, x: Any, y: Any) -> Any:
+    return _call(b, "llvm.aarch64.neon.sdot.v4i32.v16i8", _I32X4, acc, x, y)
+
+
+def _quarter_i8mm(b: Any, acc: Any, u: Any, s: Any) -> Any:
+    return _call(b, "llvm.aarch64.neon.usdot.v4i32.v16i8", _I32X4, acc, u, s)
+
+
+def _quarter_dotprod(b: Any, acc: Any, u: Any, s: Any) -> Any:
+    """Signed by signed alone: u - 128 in place of u, and 128 s by two steps of 64."""
+    acc = _sdot(b, acc, b.xor(u, _const(_I8X16, 128)), s)
+    for _ in range(2):
+        acc = _sdot(b, acc, _const(_I8X16, 64), s)
+    return acc
+
+
+def _quarter_smull(b: Any, acc: Any, u: Any, s: Any) -> Any:
+    """Even and odd bytes as 16 bits, products of 32 bits, neighbours added."""
+    words, wide = ir.VectorType(_I16, 8), ir.VectorType(_I32, 8)
+    u, s, eight = b.bitcast(u, words), b.bitcast(s, words), _const(words, 8)
+    even = b.and_(u, _const(words, 255)), b.ashr(b.shl(s, eight), eight)
+    odd = b.lshr(u, eight), b.ashr(s, eight)
+    products = [b.mul(*(b.sext(v, wide) for v in pair)) for pair in (even, odd)]
+    pairs = b.add(*products)
+    halves = [
+        b.shuffle_vector(pairs, pairs, ir.Constant(_I32X4, list(range(first, first + 4))))
+        for first in (0, 4)
+    ]
+    return b.add(acc, _call(b, "llvm.aarch64.neon.addp.v4i32", _I32X4, *halves))
+
+
+_QUARTERS = {"i8mm": _quarter_i8mm, "dotprod": _quarter_dotprod, "": _quarter_smull}
+
+
+def _dot_neon(b: Any, acc: Any, u: Any, s: Any) -> Any:
+    return _by_quarters(b, _QUARTERS[target.dot_products()], acc, u, s)
+
+
+_DOT = {
+    "avx512": _dot_avx512,
+    "avx2": _dot_avx2,
+    "neon": _dot_neon,
+    "generic": _dot_portable,
+}[ISA]
 
 
 @_op(i32x16, i32x16, u8x64, i32x16)
 def dot_u8i8(b: Any, acc: Any, u: Any, s: Any) -> Any:
     """acc plus, per lane, the sum of four products of unsigned u and signed s bytes."""
+    return _DOT(b, acc, u, s)
+
+
+@_op(i32x16, i32x16, u8x64, i32x16)
+def dot_u7i8(b: Any, acc: Any, u: Any, s: Any) -> Any:
+    """`dot_u8i8` of u below 128, which signed products can take as they are."""
+    if ISA == "neon" and target.dot_products() == "dotprod":
+        return _by_quarters(b, _sdot, acc, u, s)
     return _DOT(b, acc, u, s)

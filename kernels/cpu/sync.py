@@ -13,6 +13,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from hga.kernels.system import MACHINE
+
 _I64 = ir.IntType(64)
 _VOID = ir.VoidType()
 
@@ -51,10 +53,13 @@ def atomic_add(typing: Any, address: Any, value: Any) -> Any:
 
 @intrinsic
 def atomic_load(typing: Any, address: Any) -> Any:
-    """The int64 at address, ordered before later reads."""
+    """The int64 at address, ordered before later reads and after this thread's atomic writes."""
 
     def generate(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        return b.load_atomic(b.inttoptr(args[0], _I64.as_pointer()), "acquire", 8)
+        # Who tells of an event and then looks for sleepers, and who counts himself asleep and then
+        # looks for the event, must not both miss the other: an "acquire" load may pass an earlier
+        # atomic write on ARM (ldapr). On x86 both are one plain load.
+        return b.load_atomic(b.inttoptr(args[0], _I64.as_pointer()), "seq_cst", 8)
 
     return types.int64(types.int64), generate
 
@@ -75,9 +80,16 @@ def pause(typing: Any) -> Any:
     """Tell the core that this is a waiting loop."""
 
     def generate(context: Any, b: Any, sig: Any, args: Any) -> Any:
-        if binding.get_default_triple().startswith("x86_64"):
+        if MACHINE == "x86_64":
             kind = ir.FunctionType(_VOID, [])
             b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.x86.sse2.pause"), [])
+        elif MACHINE == "aarch64":
+            # `yield` is no instruction at all on most cores; a barrier of instructions takes about
+            # as long as the pause of x86.
+            i32 = ir.IntType(32)
+            kind = ir.FunctionType(_VOID, [i32])
+            isb = cgutils.get_or_insert_function(b.module, kind, "llvm.aarch64.isb")
+            b.call(isb, [ir.Constant(i32, 15)])
         return context.get_dummy_value()
 
     return types.void(), generate

@@ -5,7 +5,6 @@ disk in their place, and a platform that lacks one has 0 there.
 """
 
 import ctypes
-import platform
 import sys
 from typing import Any
 
@@ -14,14 +13,14 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from hga.kernels.system import futex_number
+
 from .sync import yield_thread
 
 JIT = {"nogil": True, "error_model": "numpy"}
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _WAIT_PRIVATE, _WAKE_PRIVATE = 128, 129
-# Linux numbers its system calls by architecture; elsewhere there is no futex and sleepers nap.
-_FUTEX = {"x86_64": 202, "aarch64": 98}
 
 
 def functions() -> tuple[int, int, int, int, int, int]:
@@ -36,7 +35,7 @@ def functions() -> tuple[int, int, int, int, int, int]:
         return 0 if function is None else ctypes.cast(function, ctypes.c_void_p).value or 0
 
     linux = sys.platform == "linux"
-    futex = _FUTEX.get(platform.machine(), 0) if linux else 0
+    futex = futex_number()
     syscall = address("syscall") if futex else 0
     place = address("__errno_location") or address("__error")
     # The monotonic clock's number on Linux and on macOS.

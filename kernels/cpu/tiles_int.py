@@ -27,6 +27,7 @@ from .simd import (
     to_f32,
 )
 from .simd_bytes import (
+    dot_u7i8,
     dot_u8i8,
     high_nibbles,
     low_nibbles,
@@ -103,33 +104,43 @@ def _codes6(w: Any) -> Any:
     )
 
 
-@njit(**INLINE)
-def _dot32(c: Any, x: Any, start: Any) -> Any:
-    """start plus the products of a tile with 32 activation codes at x."""
-    a = dot_u8i8(start, c[0], load_splat_i32(x))
-    b = dot_u8i8(splat_i32(np.int32(0)), c[1], load_splat_i32(x + 4))
-    a = dot_u8i8(a, c[2], load_splat_i32(x + 8))
-    b = dot_u8i8(b, c[3], load_splat_i32(x + 12))
-    a = dot_u8i8(a, c[4], load_splat_i32(x + 16))
-    b = dot_u8i8(b, c[5], load_splat_i32(x + 20))
-    a = dot_u8i8(a, c[6], load_splat_i32(x + 24))
-    b = dot_u8i8(b, c[7], load_splat_i32(x + 28))
-    return add_i32(a, b)
+def _dots(name: str, dot: Any) -> Any:
+    """The products of a tile with 32 activation codes, by one operation."""
+
+    @njit(**INLINE)
+    @named(name)
+    def dot32(c: Any, x: Any, start: Any) -> Any:
+        """start plus the products of a tile with 32 activation codes at x."""
+        a = dot(start, c[0], load_splat_i32(x))
+        b = dot(splat_i32(np.int32(0)), c[1], load_splat_i32(x + 4))
+        a = dot(a, c[2], load_splat_i32(x + 8))
+        b = dot(b, c[3], load_splat_i32(x + 12))
+        a = dot(a, c[4], load_splat_i32(x + 16))
+        b = dot(b, c[5], load_splat_i32(x + 20))
+        a = dot(a, c[6], load_splat_i32(x + 24))
+        b = dot(b, c[7], load_splat_i32(x + 28))
+        return add_i32(a, b)
+
+    return dot32
+
+
+# Codes of 4, 5 and 6 bits, and of 8.
+_dot32, _dot32_wide = _dots("dot", dot_u7i8), _dots("wide", dot_u8i8)
 
 
 @njit(**INLINE)
 def _dot16(c: Any, first: Any, x: Any, start: Any) -> Any:
     """start plus the products of half a tile; `first` picks columns 0-15, else 16-31."""
     if first:
-        a = dot_u8i8(start, c[0], load_splat_i32(x))
-        b = dot_u8i8(splat_i32(np.int32(0)), c[1], load_splat_i32(x + 4))
-        a = dot_u8i8(a, c[2], load_splat_i32(x + 8))
-        b = dot_u8i8(b, c[3], load_splat_i32(x + 12))
+        a = dot_u7i8(start, c[0], load_splat_i32(x))
+        b = dot_u7i8(splat_i32(np.int32(0)), c[1], load_splat_i32(x + 4))
+        a = dot_u7i8(a, c[2], load_splat_i32(x + 8))
+        b = dot_u7i8(b, c[3], load_splat_i32(x + 12))
     else:
-        a = dot_u8i8(start, c[4], load_splat_i32(x + 16))
-        b = dot_u8i8(splat_i32(np.int32(0)), c[5], load_splat_i32(x + 20))
-        a = dot_u8i8(a, c[6], load_splat_i32(x + 24))
-        b = dot_u8i8(b, c[7], load_splat_i32(x + 28))
+        a = dot_u7i8(start, c[4], load_splat_i32(x + 16))
+        b = dot_u7i8(splat_i32(np.int32(0)), c[5], load_splat_i32(x + 20))
+        a = dot_u7i8(a, c[6], load_splat_i32(x + 24))
+        b = dot_u7i8(b, c[7], load_splat_i32(x + 28))
     return add_i32(a, b)
 
 
@@ -193,7 +204,15 @@ def _groups(name: str, codes: Any, token: Any, tile_bytes: int, super_bytes: int
 # --- integer formats whose tile carries float16 scales -------------------------------------------
 
 
-def _scaled(name: str, codes: Any, scale_at: int, tile_bytes: int, zero: int, has_min: bool) -> Any:
+def _scaled(
+    name: str,
+    codes: Any,
+    scale_at: int,
+    tile_bytes: int,
+    zero: int,
+    has_min: bool,
+    dot32: Any = _dot32,
+) -> Any:
     """group1 and group8 of a format with one scale (and minimum) per row and tile.
 
     value = (code - zero) * scale, or code * scale + min.
@@ -204,7 +223,7 @@ def _scaled(name: str, codes: Any, scale_at: int, tile_bytes: int, zero: int, ha
     def token(c: Any, w: Any, d: Any, x: Any, xs: Any, xsum: Any, acc: Any) -> Any:
         sx = load_splat_f32(xs)
         start = splat_i32(np.int32(-zero) * _sum32(xsum))
-        acc = fma(to_f32(_dot32(c, x, start)), mul(load_f16(w + scale_at), sx), acc)
+        acc = fma(to_f32(dot32(c, x, start)), mul(load_f16(w + scale_at), sx), acc)
         if has_min:
             sum_x = np.float32(_sum32(xsum)) * load_scalar_f32(xs)
             acc = fma(load_f16(w + (scale_at + 32)), splat_f32(sum_x), acc)
@@ -242,7 +261,7 @@ def _q6k_token(c: Any, w: Any, d: Any, x: Any, xs: Any, xsum: Any, acc: Any) -> 
     return fma(mul(to_f32(high), to_f32(load_i8_as_i32(w + 400))), scale, acc)
 
 
-q8 = _scaled("q8", _codes8, 512, 544, 128, False)
+q8 = _scaled("q8", _codes8, 512, 544, 128, False, _dot32_wide)
 q4 = _scaled("q4", _codes4, 256, 288, 8, False)
 q4m = _scaled("q4m", _codes4, 256, 320, 0, True)
 q5 = _scaled("q5", _codes5, 320, 352, 16, False)

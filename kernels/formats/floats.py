@@ -31,7 +31,10 @@ def _require(values: Array, name: str) -> None:
         raise FormatError(
             f"format {name} needs shape [R, multiple of 32], found {list(values.shape)}"
         )
-    if not np.isfinite(values).all():
+    # Of bfloat16 a NaN is a warning as well.
+    with np.errstate(invalid="ignore"):
+        finite = np.isfinite(values).all()
+    if not finite:
         raise FormatError(f"format {name} refuses values that are not finite")
 
 

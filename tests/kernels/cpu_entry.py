@@ -79,6 +79,18 @@ def dot_u8i8(acc, u, s):
     return out
 
 
+@njit
+def _dot_u7i8(acc, u, s, out):
+    simd.store_i32(out, simd_bytes.dot_u7i8(simd.load_i32(acc), simd.load_u8(u), simd.load_i32(s)))
+
+
+def dot_u7i8(acc, u, s):
+    """The same for uint8 below 128."""
+    out = np.zeros(16, np.int32)
+    run(_dot_u7i8, acc, u, s, out)
+    return out
+
+
 # --- rows ----------------------------------------------------------------------------------------
 
 

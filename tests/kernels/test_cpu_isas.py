@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from hga.kernels.cpu import target
+from hga.kernels.system import MACHINE
 
 HERE = Path(__file__).parent
 MODULES = ("products", "elementwise", "half", "attention", "routing")
 
 
-ISAS = ("avx2", "generic")
+ISAS = ("avx2", "generic") if MACHINE == "x86_64" else ("generic",)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def select_in_a_process(tmp_path: Path, body: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("isa", ["avx2", "generic"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_a_forced_instruction_set_is_the_one_in_force(tmp_path: Path, isa: str) -> None:
     body = (
         f"print(target.select(cache, {isa!r})[1], target.detect(), target.shortfall(), sep='; ');"
@@ -101,3 +102,9 @@ def test_the_target_is_chosen_before_kernels_are_imported(tmp_path: Path) -> Non
         "except RuntimeError as error: print(error)"
     )
     assert "before kernels are imported" in select_in_a_process(tmp_path, body)
+
+
+def test_an_instruction_set_of_another_machine_is_refused(tmp_path: Path) -> None:
+    other = "avx2" if MACHINE == "aarch64" else "neon"
+    with pytest.raises(ValueError, match=f"instruction set '{other}' is not that of {MACHINE}"):
+        target.select(tmp_path, other)

@@ -71,6 +71,8 @@ def test_bytes_multiply_exactly_at_their_extremes(cpu: ModuleType) -> None:
         acc = rng.integers(-(1 << 30), 1 << 30, 16).astype(np.int32)
         products = (u.astype(np.int64) * s).reshape(16, 4).sum(1)
         np.testing.assert_array_equal(cpu.dot_u8i8(acc, u, s), acc + products)
+        products = ((u & 127).astype(np.int64) * s).reshape(16, 4).sum(1)
+        np.testing.assert_array_equal(cpu.dot_u7i8(acc, u & 127, s), acc + products)
 
 
 def test_kernels_made_by_a_factory_have_names_of_their_own(cpu: ModuleType) -> None:

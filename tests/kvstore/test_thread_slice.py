@@ -2,16 +2,15 @@
 
 import ctypes
 import os
-import platform
-import sys
 import threading
 
 import pytest
 
-from hga.kvstore.thread_slice import _NUMBERS, _SLICE_NS, _Attributes, shorten_slice
+from hga.kernels.system import sched_setattr_number
+from hga.kvstore.thread_slice import _SLICE_NS, _Attributes, shorten_slice
 
 pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or platform.machine() not in _NUMBERS,
+    not sched_setattr_number(),
     reason="slices are asked for on Linux alone",
 )
 
@@ -19,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 def attributes() -> _Attributes:
     """What the system knows of this thread; sched_getattr follows sched_setattr."""
     found = _Attributes()
-    number = _NUMBERS[platform.machine()] + 1
+    number = sched_setattr_number() + 1
     size = ctypes.sizeof(found)
     assert ctypes.CDLL(None).syscall(number, 0, ctypes.byref(found), size, 0) == 0
     return found

@@ -8,6 +8,7 @@ import pytest
 
 from hga.tools.batch import documents
 from hga.tools.batch.documents import DocumentError, read_document
+from hga.tools.batch.html import html_text
 
 FRENCH = "Le café est très agréable, à côté de la forêt.\n"
 GERMAN = "Die Größe der Übung überrascht: Äpfel, Öl und Straße. Das ist für später.\n"
@@ -126,11 +127,32 @@ def test_html_that_declares_what_is_no_encoding_of_pages(declared):
     assert "Zażółć \\ud800 gęślą" in text(page.encode(), "p.html")
 
 
-def test_html_nested_without_end_is_read():
-    page = "<html><body>" + "<div>" * 50_000 + "deep" + "</div>" * 50_000 + "</body></html>"
+def test_html_nested_deep_is_read():
+    page = "<html><body>" + "<div>" * 9_000 + "deep" + "</div>" * 9_000 + "</body></html>"
     assert text(page.encode(), "p.html").strip() == "deep"
     with pytest.raises(DocumentError, match="no text in it"):
         text(b"<html><body><script>x</script></body></html>", "p.html")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("tag", ["<div>", "<B x=1>", "<ul><li>", "<script><p></script><i>"])
+def test_html_whose_nesting_takes_minutes_is_refused(tag):
+    with pytest.raises(DocumentError, match="HTML nested 200,000 deep: at most 10,000"):
+        html_text(tag * 200_000)
+
+
+@pytest.mark.timeout(60)
+def test_html_that_only_looks_deep_is_read():
+    for page in ("<p>x" * 20_000, "<br>x" * 20_000, "<b>x</b>" * 20_000):
+        assert html_text(page).count("x") == 20_000
+    script = "<script>" + "if (a<b) {} " * 20_000 + "</script>"
+    assert html_text(script + "<p>x") == "x\n"
+
+
+@pytest.mark.timeout(60)
+def test_long_runs_of_spaces_take_no_longer_than_others():
+    assert html_text("<pre>" + " " * 1_000_000 + "x") == " " * 1_000_000 + "x\n"
+    assert html_text("<table><tr><td>a<td> b <tr><td>c</table>") == "a | b\nc\n"
 
 
 def pdf(*pages):

@@ -14,7 +14,7 @@ from typing import IO, Any
 import msgspec
 import xxhash
 
-from hga.kvstore.filelayer import sync_folder
+from hga.kernels.system import sync, sync_folder
 from hga.runtime.durable import open_locked
 from hga.tools.errors import UsageError
 
@@ -130,7 +130,7 @@ class Journal:
             written = 0
             while written < len(data):
                 written += self._file.write(data[written:])
-            os.fsync(self._file.fileno())
+            sync(self._file.fileno())
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._file.truncate(self._end)

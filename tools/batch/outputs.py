@@ -15,7 +15,7 @@ from typing import Any
 import aiofiles
 import msgspec
 
-from hga.kvstore.filelayer import sync_folder
+from hga.kernels.system import sync, sync_folder
 from hga.tools.batch.inputs import output_name
 from hga.tools.batch.journal import Record
 from hga.tools.errors import UsageError
@@ -94,7 +94,7 @@ class Outputs:
                 async with aiofiles.open(unfinished, "wb") as file:
                     await file.write(data)
                     await file.flush()
-                    await asyncio.to_thread(os.fsync, file.fileno())
+                    await asyncio.to_thread(sync, file.fileno())
                 os.replace(unfinished, path)
             except BaseException:
                 with contextlib.suppress(OSError):

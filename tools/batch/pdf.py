@@ -4,10 +4,11 @@ A process of its own, because a hostile file can make a parser run, or take memo
 Exit code 1: the reason is the last line of standard error.
 """
 
-import contextlib
 import io
 import logging
 import sys
+
+from hga.kernels.system import limit_process
 
 # What reading one file may take, where the system can bound it: bytes of memory, and seconds of
 # the processor, which end the process where nobody waits for it any more.
@@ -18,11 +19,7 @@ _MOST_SECONDS = 180
 def main() -> int:
     """Read standard input; the first argument is how many characters are wanted at most."""
     limit = int(sys.argv[1])
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
-        resource.setrlimit(resource.RLIMIT_CPU, (_MOST_SECONDS, _MOST_SECONDS))
+    limit_process(_MOST_MEMORY, _MOST_SECONDS)
     data = sys.stdin.buffer.read()
     try:
         from pypdf import PdfReader
