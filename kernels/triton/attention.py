@@ -67,16 +67,27 @@ def _attend(
         else:
             t = (low // T + tile) * T + i
             seen = (t <= position) & (t >= low)
-        mask = seen[:, None] & (d < D)[None, :]
         if PAGED:
-            # `keys` is the table of cells, `values` any float16.
-            at = group_at(keys + base, tl.where(seen, t // 8, 0), D)
-            at = tl.multiple_of(at.to(tl.pointer_type(tl.float16)), [16])
-            by_key = at[None, :] + d[:, None] * 8 + (i % 8)[None, :]
-            by_value = at[:, None] + (8 + i % 8)[:, None] * D + d[None, :]
-            k = tl.load(by_key, mask=seen[None, :] & (d < D)[:, None], other=0.0)
-            v = tl.load(by_value, mask=mask, other=0.0)
+            # `keys` is the table of cells. Groups are read as they lie, so that a warp's loads are
+            # neighbours; of keys whole ones, of values what is seen.
+            e, g = tl.arange(0, 8), tl.arange(0, T // 8)
+            if LISTED:
+                place = tile * (T // 8) + g
+                some = place < count
+                group = tl.load(groups + h * row + place, mask=some, other=0)
+            else:
+                group = (low // T + tile) * (T // 8) + g
+                some = group * 8 <= position
+            address = tl.where(some, group_at(keys + base, group, D), 0)
+            record = tl.multiple_of(address.to(tl.pointer_type(tl.float16)), [16])[:, None, None]
+            mask = some[:, None, None] & (d < D)[None, :, None] & (e >= 0)[None, None, :]
+            k = tl.load(record + d[None, :, None] * 8 + e[None, None, :], mask=mask, other=0.0)
+            k = tl.reshape(tl.permute(k, (1, 0, 2)), [W, T])
+            mask = tl.reshape(seen, [T // 8, 8])[:, :, None] & (d < D)[None, None, :]
+            at_value = record + (8 + e)[None, :, None] * D + d[None, None, :]
+            v = tl.reshape(tl.load(at_value, mask=mask, other=0.0), [T, W])
         else:
+            mask = seen[:, None] & (d < D)[None, :]
             rows = (base + t)[:, None] * D + d[None, :]
             k = tl.trans(tl.load(keys + rows, mask=mask, other=0.0))
             v = tl.load(values + rows, mask=mask, other=0.0)

@@ -88,7 +88,8 @@ class Bank:
     def _new(self, size: tuple[int, ...]) -> torch.Tensor:
         if self.on_host:
             return pinned(size, torch.float16)
-        return torch.empty(size, dtype=torch.float16, device=self._device)
+        # Zeros: of a block that is saved, what lies behind the last token goes along.
+        return torch.zeros(size, dtype=torch.float16, device=self._device)
 
     @property
     def nbytes(self) -> int:

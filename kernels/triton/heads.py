@@ -118,11 +118,12 @@ def _prepare(
         v = tl.load(row + (H + G + g) * TRUE + j, mask=j < TRUE, other=0.0)
         if PAGED:
             # `keys` is the table of cells.
-            at = group_at(keys + g * cells, position // 8, D).to(tl.pointer_type(tl.float16))
-            to_key = at + i * 8 + position % 8
+            address = group_at(keys + g * cells, position // 8, D)
+            record = address.to(tl.pointer_type(tl.float16))
+            to_key = record + i * 8 + position % 8
             tl.store(to_key, first_half.to(tl.float16), mask=stored)
             tl.store(to_key + D // 2 * 8, second_half.to(tl.float16), mask=stored)
-            tl.store(at + (8 + position % 8) * D + j, v.to(tl.float16), mask=j < D)
+            tl.store(record + (8 + position % 8) * D + j, v.to(tl.float16), mask=j < D)
         else:
             to_key = keys + place * D + i
             tl.store(to_key, first_half.to(tl.float16), mask=stored)

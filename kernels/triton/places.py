@@ -70,7 +70,8 @@ def _find(
     h = tl.program_id(0)
     count, now = tl.load(counts + h), tl.load(state + 7)
     table, out = cells + h * n_cells, found + h * found_row
-    n_missing, n_here = 0, 0
+    n_missing = 0
+    n_here = 0
     for first in range(0, count, N):
         place = first + tl.arange(0, N)
         inside = place < count
