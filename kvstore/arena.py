@@ -21,6 +21,7 @@ from .geometry import (
 )
 from .index import Index
 from .memory import aligned_zeros
+from .route import EVERYTHING, Limits
 
 # Blocks allocated at a time.
 SLAB_BLOCKS = 8
@@ -52,8 +53,9 @@ class RamArena(Index):
         """Bytes of all blocks."""
         return sum(slab.nbytes for slab in self._slabs)
 
-    def reserve(self, n_tokens: int) -> None:
-        """Make room for positions 0..n_tokens; StoreError when memory or context is exhausted."""
+    def reserve(self, n_tokens: int, limits: Limits = EVERYTHING) -> None:
+        """Make room for positions 0..n_tokens; StoreError when memory or context is exhausted.
+        limits: of the last of them, which reads in place."""
         if n_tokens > self.ctx:
             raise StoreError(f"{n_tokens} tokens do not fit in a context of {self.ctx}")
         while self.capacity < n_tokens:

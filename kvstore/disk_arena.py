@@ -16,11 +16,18 @@ from numpy.typing import NDArray
 
 from .errors import PagesError, StoreError
 from .frames import Frames
-from .geometry import BLOCK_TOKENS, CELLS_PER_BLOCK, CELLS_PER_CHUNK, Geometry, n_blocks
+from .geometry import (
+    BLOCK_TOKENS,
+    CELL_TOKENS,
+    CELLS_PER_BLOCK,
+    CELLS_PER_CHUNK,
+    Geometry,
+    n_blocks,
+)
 from .index import Index, KeptIndex
 from .memory import Memory, OwnMemory
 from .reader_request import SHORT_FILE, WRONG_SUM
-from .route import WINDOW_TOKENS
+from .route import EVERYTHING, WINDOW_TOKENS, Limits
 from .store import SessionStore
 from .store_layout import block_name
 
@@ -143,10 +150,19 @@ class DiskArena(Index):
         cells, stats = self.frames.cell_reads, self.reader.stats
         return ReadCounts(cells.hits, cells.reads, stats["bytes"], stats["stall_ns"])
 
-    def reserve(self, n_tokens: int) -> None:
-        """Make room for one more block at most; StoreError when disk or context is exhausted."""
+    def reserve(self, n_tokens: int, limits: Limits = EVERYTHING) -> None:
+        """Make room for one more block at most; StoreError when disk or context is exhausted.
+        limits: of the last token; where it may read more cells than have room, a StoreError."""
         if n_tokens > self.ctx:
             raise StoreError(f"{n_tokens} tokens do not fit in a context of {self.ctx}")
+        # As many as groups, at worst.
+        most = limits.sinks + limits.window + limits.most
+        most = min(most, -(-n_tokens // CELL_TOKENS))
+        if most > self.frames.n_overflow:
+            raise StoreError(
+                f"a token may read {most} cells of a KV head, and {self.frames.n_overflow} have"
+                " room: --attention and --budget, when the model is opened, make it"
+            )
         while self._opened < n_blocks(n_tokens):
             if self._opened > self._stored:
                 self.write_block(self._opened - 1)

@@ -54,7 +54,7 @@ class Frames:
         self.frame_bytes = 0
         routed = [i for i, shape in enumerate(geometry.layers) if shape.routed]
         cells = -(-ctx // CELL_TOKENS)
-        overflow = min(overflow_cells, cells)
+        self.n_overflow = overflow = min(overflow_cells, cells)
         sizes = (geometry.cell_bytes(i) * geometry.layers[i].n_kv_heads for i in routed)
         most = max(sizes, default=0)
         shared = memory.zeros(most * overflow)

@@ -11,6 +11,7 @@ from hga.kernels.triton.bank import Bank
 from hga.kernels.triton.places import pages_of, rows_of
 from hga.kvstore.errors import StoreError
 from hga.kvstore.geometry import Geometry
+from hga.kvstore.route import EVERYTHING, Limits
 
 U8 = NDArray[np.uint8]
 
@@ -26,7 +27,7 @@ class CudaArena:
         """Bytes of keys and values."""
         return self.bank.nbytes
 
-    def reserve(self, n_tokens: int) -> None:
+    def reserve(self, n_tokens: int, limits: Limits = EVERYTHING) -> None:
         """Room is there for the whole context; StoreError beyond it."""
         if n_tokens > self.ctx:
             raise StoreError(f"{n_tokens} tokens do not fit in a context of {self.ctx}")

@@ -146,9 +146,9 @@ class Session:
     def _run(self, ids: Sequence[int], n_logits: int, routed: bool = False) -> Logits:
         """One call of the kernel; the timeline grows by ids."""
         position = len(self.tokens)
-        self._arena.reserve(position + len(ids))
         router = Router(self._attention, self._parsed_budget)
         limits = router.limits(position + 1) if routed else EVERYTHING
+        self._arena.reserve(position + len(ids), limits)
         logits = self._forward.run(
             self._layers,
             np.asarray(ids, np.int64),

@@ -159,8 +159,10 @@ def _measure(
         if repetition:
             speeds.append(n_tokens / (time.perf_counter() - begin))
     stats = session.stats
-    # All threads wait for keys and values; for experts the first one, on behalf of all.
-    waiting = engine.options.threads or default_threads() if engine.placement.on_disk else 1
+    # All threads wait for keys and values; for experts the first one, on behalf of all, and on a
+    # card's behalf the only one.
+    all_wait = engine.placement.on_disk and not engine.on_card
+    waiting = engine.options.threads or default_threads() if all_wait else 1
     seconds = waiting * n_tokens / speeds[-1]
     session.truncate(depth)
     return Row(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hga.kvstore.errors import StoreError
+from hga.kvstore.route import Limits
 from hga.runtime.engine import ContextError, Engine, Session
 from hga.runtime.sampler import Sampler, SamplerOptions
 
@@ -278,7 +279,7 @@ def test_a_full_memory_leaves_the_timeline(
     session.feed(token_ids(30))
     logits = session.logits.copy()
 
-    def refuse(n_tokens: int) -> None:
+    def refuse(n_tokens: int, limits: Limits) -> None:
         raise StoreError("no memory")
 
     monkeypatch.setattr(session._arena, "reserve", refuse)

@@ -206,6 +206,25 @@ def test_a_changed_cell_is_an_error(
         assert session.tokens == ids
 
 
+def test_a_budget_beyond_what_has_room_is_refused(
+    packed_tiny: Packed, on_disk: Opened, token_ids: Ids
+) -> None:
+    """Memory for the cells of a token is made when the engine opens; a larger budget is refused,
+    and the session stays as it is."""
+    ids = token_ids(1000)
+    with on_disk(packed_tiny("qwen3"), ctx=1000, budget="10%").session() as session:
+        session.feed(ids[:900])
+        expected = session.step(ids[900]).copy()
+        session.truncate(900)
+        for budget in ("90%", "4k", "auto"):
+            session.budget = budget
+            with pytest.raises(StoreError, match=r"cells of a KV head.*--budget"):
+                session.step(ids[900])
+        session.budget = "10%"
+        assert session.tokens == ids[:900]
+        np.testing.assert_array_equal(session.step(ids[900]), expected)
+
+
 def test_what_reads_every_key_is_refused(
     packed_tiny: Packed, on_disk: Opened, token_ids: Ids
 ) -> None:
