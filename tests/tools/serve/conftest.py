@@ -55,9 +55,9 @@ class Server:
             answer = connection.getresponse()
             return answer.status, dict(answer.getheaders()), answer.read().decode()
 
-    def counts(self) -> dict[str, float]:
+    def counts(self, **headers: str) -> dict[str, float]:
         """The counters by name."""
-        text = self.raw("GET", "/metrics")[2]
+        text = self.raw("GET", "/metrics", **headers)[2]
         lines = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, value in lines}
 

@@ -247,9 +247,11 @@ def test_a_key_a_small_queue_and_short_bodies(start) -> None:
         threading.Thread(target=server.say, args=(LONG[:4000],), kwargs={"max_tokens": 200})
         for _ in range(2)
     ]
-    for thread in threads:
+    for thread, state in zip(threads, ("running", "waiting"), strict=True):
         thread.start()
-        time.sleep(0.3)
+        while server.counts(**key)[f"hga_requests_{state}"] < 1:
+            assert thread.is_alive()
+            time.sleep(0.02)
     status, headers, text = server.raw("POST", "/v1/chat/completions", body, **key)
     assert status == 429 and int(headers["retry-after"]) > 0 and "waiting already" in text
     for thread in threads:
