@@ -1,6 +1,6 @@
 """Whether --mem is kept: runs of `hga run` inside memory cgroups of 1.03 times their budgets.
 
-    python bench/memory.py MODEL.hga -f TEXT --ctx 73728 --mem 300m,600m,1g --predict 65536
+    python bench/memory.py MODEL.hga -f TEXT --ctx 64k --mem 450m,600m,900m --predict 57000
 
 What the cgroup charges is resident memory and page cache, from the start of the process to its
 end; a run that needs more is killed by the system and says so. Where no cgroup can be made (version
@@ -117,6 +117,7 @@ def measure(
         figures = json.loads(done.out.splitlines()[-1])
         names = ("prompt_tokens", "decode_tps", "kv", "kv_hit_rate", "peak_rss", "tokens")
         row |= {name: figures[name] for name in names}
+        row["decoded_tokens"] = len(figures["tokens"])
     return row, done
 
 
@@ -125,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("-f", "--file", type=Path, required=True)
-    parser.add_argument("--ctx", type=int, default=65536)
+    parser.add_argument("--ctx", type=parse_size, default=65536)
     parser.add_argument("--mem", default="300m,600m,1g")
     parser.add_argument("--predict", type=int, default=64)
     parser.add_argument("--budget", default="2%")

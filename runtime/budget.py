@@ -29,7 +29,6 @@ def check(bill: Sequence[BillLine], mem: int | None) -> None:
     fixed = sum(line.n_bytes for line in bill if not line.by_context)
     help_ = "a smaller --ctx needs less" if fixed < mem else "no --ctx is small enough"
     lines = ", ".join(f"{line.name} {line.n_bytes / 2**20:.0f} MiB" for line in bill)
-    raise BudgetError(
-        f"{total(bill) / 2**20:.0f} MiB are needed, --mem allows {mem / 2**20:.0f} MiB: {lines}"
-        f" ({help_})"
-    )
+    # Rounded so that what is needed is enough when it is given.
+    needed, allowed = -(-total(bill) // 2**20), mem // 2**20
+    raise BudgetError(f"{needed} MiB are needed, --mem allows {allowed} MiB: {lines} ({help_})")

@@ -11,25 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from hga.tools import errors, flags
+from hga.tools.argument_parser import Parser, Version
 from hga.tools.config import close_match, settle
 from hga.tools.flag import MODEL, Flag
 from hga.tools.interrupt import Terminated, endings
 from hga.tools.status import Status, abandon, flush_output
 
 Handler = Callable[[argparse.Namespace, Status], int]
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with its errors as one line, and the nearest word where one of several was meant."""
-
-    def _check_value(self, action: argparse.Action, value: object) -> None:
-        if action.choices is not None and value not in action.choices:
-            known = [str(each) for each in action.choices]
-            hint = close_match(str(value), known) or f": expected {', '.join(known)}"
-            raise argparse.ArgumentError(action, f"invalid choice {str(value)!r}{hint}")
-
-    def error(self, message: str) -> NoReturn:
-        raise errors.UsageError(f"{message}; see {self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,13 +102,13 @@ def _verbosity(argv: Sequence[str]) -> int:
 
 def build_parser(prog: str = "hga") -> argparse.ArgumentParser:
     """The whole command line; values stay text until `settle` reads them."""
-    parser = _Parser(
+    parser = Parser(
         prog=prog,
         description="Run long-context language models on an ordinary machine.",
         epilog="hga help lists topics that are explained: memory, sessions, config, …",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action=_Version)
+    parser.add_argument("--version", action=Version)
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
     _add(commands, "run", _cmd_run, "chat with a model, or answer once with -p or -f",
          operands=[("MODEL", "?", "model", MODEL.help)])  # fmt: skip
@@ -162,7 +150,7 @@ def build_parser(prog: str = "hga") -> argparse.ArgumentParser:
     return parser
 
 
-def _add_sessions(commands: "_Subparsers[_Parser]") -> None:
+def _add_sessions(commands: "_Subparsers[Parser]") -> None:
     tasks = _group(commands, "sessions", "saved conversations", default="list")
     handler = _cmd_sessions
     name = ("NAME", None, "name", "the session's name")
@@ -182,8 +170,8 @@ _CHOICES = {"SHELL": ("bash", "zsh", "fish")}
 
 
 def _group(
-    commands: "_Subparsers[_Parser]", name: str, text: str, default: str | None = None
-) -> "_Subparsers[_Parser]":
+    commands: "_Subparsers[Parser]", name: str, text: str, default: str | None = None
+) -> "_Subparsers[Parser]":
     """A command of commands; `default` is the one that runs, without flags, where none is named."""
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     if default is not None:
@@ -196,7 +184,7 @@ def _group(
 
 
 def _add(
-    commands: "_Subparsers[_Parser]",
+    commands: "_Subparsers[Parser]",
     command: str,
     handler: Handler,
     text: str,
@@ -215,7 +203,7 @@ def _add(
         )
         names.append(dest)
     _add_flags(parser, table)
-    parser.add_argument("--version", action=_Version)
+    parser.add_argument("--version", action=Version)
     parser.set_defaults(
         handler=handler, flags=table, operands=[*names, "command"], command=command,
         prog=parser.prog,
@@ -250,19 +238,6 @@ def _refuse_extra(extra: Sequence[str], table: Iterable[Flag], prog: str) -> NoR
         hint = close_match(word.partition("=")[0], offered)
         raise errors.UsageError(f"unknown option {word}{hint}; see {prog} --help")
     raise errors.UsageError(f"unexpected argument {word!r}; see {prog} --help")
-
-
-class _Version(argparse.Action):
-    """--version, reading the installed version only when asked."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
-        super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
-
-    def __call__(self, parser: argparse.ArgumentParser, *ignored: object) -> NoReturn:
-        from importlib.metadata import version
-
-        print(f"hga {version('hga')}")
-        parser.exit()
 
 
 def _model_argument(values: argparse.Namespace) -> str | None:

@@ -33,7 +33,14 @@ def test_a_reader_that_leaves_a_long_listing(start, small):
 
 
 @pytest.mark.parametrize(
-    "words", [["inspect"], ["verify"], ["run", "-p", "hello", "-n", "8", "--temp", "0"]]
+    "words",
+    [
+        ["inspect"],
+        ["verify"],
+        ["run", "-p", "hello", "-n", "8", "--temp", "0"],
+        ["run", "--help"],
+        ["plan", "--version"],
+    ],
 )
 @needs_full
 def test_standard_output_on_a_full_disk(hga, small, words):

@@ -18,8 +18,8 @@ _HERE = Path(__file__).parent
 
 @pytest.fixture(scope="session")
 def hostile(load_module: Callable[[Path], ModuleType]) -> SimpleNamespace:
-    """The modules of this folder by name: box, forge, sources, stores."""
-    names = ("box", "forge", "sources", "stores")
+    """The modules of this folder by name: box, forge, places, …"""
+    names = ("box", "forge", "places", "settings", "sources", "stores")
     return SimpleNamespace(**{name: load_module(_HERE / f"{name}.py") for name in names})
 
 

@@ -217,6 +217,35 @@ TEMPLATES: Final = {
     "raises": "{{ raise_exception('no\nway') }}",
     "undefined": "{{ nothing.at.all }}",
     "divides-by-zero": "{{ 1 // 0 }}",
+    "text-in-a-loop": "{% for i in range(100000) %}{{ 'x' * 100000 }}{% endfor %}",
+    "date-bomb": "{{ strftime_now('%1000000000d') }}",
+    "repeated-list": "{{ ('a ' * 50000).split() * 100000 }}",
+    "reversed-bomb": "{{ ('a' * 10000)[::-1] * 10000 }}",
+    "dictionary-bomb": "{% set d = dict() %}{% for i in range(10000000) %}"
+    "{% set _ = d.update({i: i}) %}{% endfor %}",
+    "doubled-lists": "{% set ns = namespace(a=[]) %}{% for i in range(100) %}"
+    "{% set ns.a = [ns.a, ns.a] %}{% endfor %}{{ ns.a }}",
+    "tree-of-macros": "{% macro m(n) %}{% for i in range(10) %}{{ m(n + 1) if n < 9 else 'a' }}"
+    "{% endfor %}{% endmacro %}{{ m(0) }}",
+    "round": "{{ 1.5|round(999999999) }}",
+    "width-of-a-format": "{{ '%*d' % (999999999, 1) }}",
+    "batch": "{{ [1]|batch(999999999, 0)|list }}",
+    "slice": "{{ [1]|slice(99999999)|list }}",
+    "lipsum": "{{ lipsum(n=100000) }}",
+    "cycler": "{{ cycler(*range(99999999)) }}",
+    "list-in-itself": "{% set x = [] %}{% set _ = x.append(x) %}{{ x|tojson }}",
+    "sort": "{{ range(9999999)|sort }}",
+    "groups": "{{ range(999999)|groupby('real')|list }}",
+    "power-of-powers": "{{ 2 ** 99999 ** 2 }}",
+    "product": "{{ (2 ** 60000) * (2 ** 60000) }}",
+    "padding": "{{ 'a'.ljust(999999999) }}",
+    "zeros": "{{ 'a'.zfill(999999999) }}",
+    "tabs": "{{ '\t'.expandtabs(999999999) }}",
+    "translate": "{{ 'a'.translate({97: 'b' * 99999}) }}",
+    "replace-nothing": "{{ ('x' * 60000).replace('', 'y' * 60000) }}",
+    "join-texts": "{{ ('x' * 60000).join('y' * 60000) }}",
+    "takes-the-messages": "{% set _ = messages.clear() %}{{ messages[0] }}",
+    "beyond-the-messages": "{{ messages[99].role }}",
 }  # fmt: skip
 """Chat templates that a run refuses: what they try is in their names."""
 

@@ -31,6 +31,19 @@ class Refusals:
         wrong = []
         if found.code not in (2, 5):
             wrong.append(f"exit code {found.code}")
+        self._judge(name, argv, found, wrong)
+
+    def take_or_refuse(self, name: str, argv: Sequence[object]) -> bool:
+        """Run `hga`; whether it took what it was given, where it may."""
+        found = self._box.run(argv, seconds=MOST_SECONDS)
+        self.n += 1
+        if found.code != 0:
+            self._judge(name, argv, found, [] if found.code in (2, 5) else [str(found.code)])
+        elif "Traceback" in found.err or "Warning" in found.err:
+            self.complaints.append(f"{name}, hga {argv[0]}: {found.err[-300:]!r}")
+        return found.code == 0
+
+    def _judge(self, name: str, argv: Sequence[object], found: object, wrong: list[str]) -> None:
         if not re.fullmatch(r"hga: error: [^\n]+\n", found.err):
             wrong.append("not one line")
         if "Traceback" in found.err or "internal error" in found.err:
@@ -81,6 +94,35 @@ def test_gguf_files(refusals, hostile, sound, tmp_path) -> None:
     check(refusals, 110)
 
 
+def test_settings_are_taken_or_refused(refusals, hostile, sound, tiny, tmp_path) -> None:
+    path, out, n_taken = tmp_path / "x.gguf", tmp_path / "x.hga", 0
+    tiny.write_gguf(tmp_path / "moe.gguf", tiny.config("qwen3_moe"))
+    files = hostile.settings.cases(
+        hostile.forge,
+        hostile.sources,
+        sound.gguf.read_bytes(),
+        (tmp_path / "moe.gguf").read_bytes(),
+    )
+    for name, raw in files.items():
+        path.write_bytes(raw)
+        if refusals.take_or_refuse(name, ["pack", path, "-o", out]):
+            n_taken += 1
+            refusals.take_or_refuse(name, ["run", out, "-p", "hello", "-n", "2", "--temp", "0"])
+            out.unlink()
+        assert not out.exists(), name
+    check(refusals, 120)
+    assert n_taken > 5
+
+
+def test_what_is_no_model(refusals, hostile, tmp_path) -> None:
+    made = hostile.places.make(tmp_path)
+    for name in [*hostile.places.NAMES, *map(str, made)]:
+        for command in ("run", "plan", "pack", "inspect", "verify"):
+            words = [command, name, *(["-p", "hello"] if command == "run" else [])]
+            refusals.expect(f"{name:.20}", words)
+    check(refusals, 150)
+
+
 def test_safetensors_folders(refusals, hostile, copy_folder, tmp_path) -> None:
     unread = hostile.sources.UNREAD
     for name, make in hostile.sources.folder_cases(hostile.forge, copy_folder).items():
@@ -119,7 +161,7 @@ def test_chat_templates(refusals, hostile, sound, tmp_path) -> None:
     for name, template in hostile.stores.TEMPLATES.items():
         path.write_bytes(hostile.stores.with_template(raw, hostile.forge, template))
         refusals.expect(name, ["run", path, "-p", "hello", "-n", "3", "--temp", "0"])
-    check(refusals, 25)
+    check(refusals, 50)
     assert not list(tmp_path.rglob("owned")) and not Path("owned").exists()
 
 

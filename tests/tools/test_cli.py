@@ -365,3 +365,17 @@ def test_a_closed_stream_is_no_internal_error(monkeypatch, capsys, closed):
     assert cli.main(["run", "no-such-model"]) == 2
     monkeypatch.undo()
     assert "internal" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no file whose first byte fails")
+@pytest.mark.parametrize(
+    "words",
+    [["inspect", "MEM"], ["run", "MEM", "-p", "x"], ["pack", "MEM"], ["run", "-f", "MEM"],
+     ["verify", "FOLDER"]],
+)  # fmt: skip
+def test_a_file_that_the_disk_does_not_give_is_named(words, tmp_path, capsys):
+    (tmp_path / "config.json").symlink_to("/proc/self/mem")
+    names = {"MEM": "/proc/self/mem", "FOLDER": str(tmp_path)}
+    assert cli.main([names.get(word, word) for word in words]) == 1
+    named = "config.json" if "FOLDER" in words else "mem"
+    assert capsys.readouterr().err.endswith(f"{named}: {os.strerror(errno.EIO)}\n")
