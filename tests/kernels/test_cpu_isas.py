@@ -5,6 +5,7 @@ with HGA_TEST_ISA.
 """
 
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from hga.kernels import system
 from hga.kernels.cpu import target
 from hga.kernels.system import MACHINE
 
@@ -108,3 +110,41 @@ def test_an_instruction_set_of_another_machine_is_refused(tmp_path: Path) -> Non
     other = "avx2" if MACHINE == "aarch64" else "neon"
     with pytest.raises(ValueError, match=f"instruction set '{other}' is not that of {MACHINE}"):
         target.select(tmp_path, other)
+
+
+@pytest.mark.parametrize(
+    ("machine", "products", "isa", "dot", "note"),
+    [
+        ("aarch64", ("dotprod", "i8mm"), "neon", "i8mm", None),
+        ("aarch64", ("dotprod",), "neon", "dotprod", None),
+        ("aarch64", (), "neon", "", "this processor has no dot products of bytes: plain neon"),
+        ("riscv64", (), "generic", "", "generic kernels: there are none for riscv64"),
+    ],
+)
+def test_what_other_machines_get(
+    monkeypatch: pytest.MonkeyPatch,
+    machine: str,
+    products: tuple[str, ...],
+    isa: str,
+    dot: str,
+    note: str | None,
+) -> None:
+    from numba import config
+
+    monkeypatch.setattr(config, "CPU_NAME", None)
+    monkeypatch.setattr(target, "MACHINE", machine)
+    monkeypatch.setattr(target, "arm_products", lambda: products)
+    assert (target.detect(), target.dot_products()) == (isa, dot)
+    said = target.shortfall()
+    assert (said is None) if note is None else said.startswith(note)
+
+
+def test_numbers_of_system_calls_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 32-bit program on a 64-bit system has others, and so has a machine that is not known."""
+    found = {}
+    for name, size in (("aarch64", 1 << 62), ("aarch64", 1 << 31), ("mips64", 1 << 62)):
+        monkeypatch.setattr(platform, "machine", lambda name=name: name)
+        monkeypatch.setattr(sys, "maxsize", size)
+        monkeypatch.setattr(system, "MACHINE", system._machine())
+        found[system.MACHINE] = system.futex_number(), system.sched_setattr_number()
+    assert found == {"aarch64": (98, 274), "aarch64 (32 bits)": (0, 0), "mips64": (0, 0)}

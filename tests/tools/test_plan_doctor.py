@@ -116,6 +116,7 @@ def test_the_doctor_says_what_it_cannot_measure(capsys, tmp_path):
     said = capsys.readouterr().out
     assert "cannot be measured" in said
     assert [line for line in said.splitlines() if not line.startswith(" ")] == [
+        "system",
         "processor",
         "memory",
         "disk",
