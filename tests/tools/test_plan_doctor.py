@@ -117,7 +117,6 @@ def test_the_doctor_says_what_it_cannot_measure(capsys, tmp_path):
     assert "cannot be measured" in said
     assert [line for line in said.splitlines() if not line.startswith(" ")] == [
         "system",
-        "system",
         "processor",
         "memory",
         "disk",
