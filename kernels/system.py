@@ -32,6 +32,8 @@ MACHINE = _machine()
 # Linux numbers its system calls by architecture. A wrong number is another call.
 _FUTEX = {"x86_64": 202, "aarch64": 98, "riscv64": 98}
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "riscv64": 274}
+# io_setup, io_destroy, io_submit, io_getevents.
+_BATCH_READS = {"x86_64": (206, 207, 209, 208), "aarch64": (0, 1, 2, 4)}
 
 # posix_fallocate where the file system, or the system, has no such thing.
 _NO_ALLOCATION = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -61,6 +63,12 @@ def futex_number() -> int:
 def sched_setattr_number() -> int:
     """The number of Linux's system call sched_setattr on this machine, 0 where there is none."""
     return _SCHED_SETATTR.get(MACHINE, 0) if sys.platform == "linux" else 0
+
+
+def batch_read_numbers() -> tuple[int, int, int, int] | None:
+    """The numbers of Linux's system calls io_setup, io_destroy, io_submit and io_getevents on this
+    machine; None where there are none."""
+    return _BATCH_READS.get(MACHINE) if sys.platform == "linux" else None
 
 
 def usable_processors() -> int:

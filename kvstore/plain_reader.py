@@ -5,6 +5,7 @@ read with preadv, past the page cache where that works; checksums are numpy's. C
 a reader of their own (kvstore/reader.py).
 """
 
+import contextlib
 import errno
 import os
 import sys
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from hga.kernels.reference.checksum import cell_sums
 
+from .batch_reads import BatchReads
 from .errors import StoreError
 from .reader_backends import read_positioned, window_of
 from .reader_files import DiskFile, open_file
@@ -30,6 +32,8 @@ I64 = NDArray[np.int64]
 
 # Cells side by side on the disk that one call reads.
 _MOST_CELLS = 16
+# Places of one read that the system takes.
+_MOST_VECTORS = 1024
 # Blocks that a thread reads before they are verified.
 _BLOCKS_AT_A_TIME = 8
 
@@ -50,6 +54,10 @@ class PlainReader:
         # Files whose O_DIRECT was refused by a read.
         self._refused: set[int] = set()
         self._lock = threading.Lock()
+        self._batch: BatchReads | None = None
+        # Where there are no lists of reads threads do.
+        with contextlib.suppress(OSError):
+            self._batch = BatchReads()
         self.stats = {"bytes": 0, "stall_ns": 0}
 
     def add_file(self, place: Path) -> int:
@@ -126,6 +134,9 @@ class PlainReader:
         begin = time.monotonic_ns()
         breaks = (np.diff(offsets) != n_bytes) | (np.diff(files) != 0)
         ends = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(offsets)]
+        if self._read_list(np.array(ends), files, offsets, dest, n_bytes):
+            self._count(len(offsets) * n_bytes, begin)
+            return None
         runs = [
             (a, min(a + _MOST_CELLS, end))
             for first, end in pairwise(ends)
@@ -147,6 +158,35 @@ class PlainReader:
             problem = problem or other.result()
         self._count(len(offsets) * n_bytes, begin)
         return problem
+
+    def _read_list(self, ends: I64, files: I64, offsets: I64, dest: I64, n_bytes: int) -> bool:
+        """Read runs of cells by one list; False where they have to be read one by one, which also
+        says what is wrong with them."""
+        batch = self._batch
+        if batch is None or len(ends) < 3 or np.diff(ends).max() > _MOST_VECTORS:
+            return False
+        fds = np.full(len(self._files), -1)
+        for index in np.unique(files).tolist():
+            file = self._files[index]
+            if file is None or file.direct < 0 or index in self._refused:
+                return False
+            align = max(file.offset_align, file.memory_align) - 1
+            if (((offsets | dest)[files == index] | n_bytes) & align).any():
+                return False
+            fds[index] = file.direct
+        vectors = np.stack([dest, np.full(len(dest), n_bytes)], 1).astype(np.uint64)
+        counts = np.diff(ends)
+        if not batch.busy.acquire(blocking=False):
+            return False
+        try:
+            found = batch.read(fds[files[ends[:-1]]], offsets[ends[:-1]], vectors, counts)
+        except OSError as error:
+            self._batch = None
+            self._report(f"cells are read by threads: a list of reads is refused ({error})")
+            return False
+        finally:
+            batch.busy.release()
+        return bool((found == counts * n_bytes).all())
 
     def read_blocks(
         self,
@@ -204,6 +244,9 @@ class PlainReader:
     def close(self) -> None:
         """Wait for reads under way, stop the threads, close the files."""
         self._pool.shutdown()
+        if self._batch is not None:
+            self._batch.close()
+            self._batch = None
         for file in self._files:
             if file is not None:
                 file.close()

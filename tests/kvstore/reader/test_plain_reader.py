@@ -1,5 +1,6 @@
 """The reader without compiled kernels: what it reads, and what it says of a disk that fails."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 
 from hga.kernels.reference.checksum import cell_sum
+from hga.kvstore import batch_reads
+from hga.kvstore.batch_reads import DEPTH, BatchReads
 from hga.kvstore.errors import StoreError
 from hga.kvstore.memory import aligned_zeros
 from hga.kvstore.plain_reader import PlainReader
@@ -67,6 +70,110 @@ def test_a_read_that_fails_names_the_cell(
     assert failed is not None and failed[1] < 0
     with pytest.raises(StoreError, match="no-file"):
         reader.add_file(tmp_path / "no-file")
+
+
+def scattered(reader: PlainReader, folder: Path, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """n cells, few of them neighbours, read; the cells and what is where they should be."""
+    file = reader.add_file(folder / "cells")
+    cells = np.random.default_rng(n).integers(0, N_BLOCKS * N_CELLS, n)
+    room = aligned_zeros(n * CELL).reshape(-1, CELL)
+    dest = room.ctypes.data + np.arange(n) * CELL
+    assert reader.read_cells(np.full(n, file), cells * CELL, dest, CELL) is None
+    return cells, room
+
+
+@pytest.fixture
+def batch(data: np.ndarray, tmp_path: Path) -> BatchReads:
+    """Lists of reads, where the system and the disk take any."""
+    try:
+        made = BatchReads()
+    except OSError as error:
+        pytest.skip(f"no lists of reads: {error}")
+    made.close()
+    probe = PlainReader(1)
+    direct = probe._files[probe.add_file(tmp_path / "cells")].direct
+    probe.close()
+    if direct < 0:
+        pytest.skip("no O_DIRECT here")
+    return made
+
+
+@pytest.mark.parametrize("n", [2, 40, DEPTH + 1, 3 * DEPTH])
+def test_lists_of_any_length(
+    batch: BatchReads, data: np.ndarray, tmp_path: Path, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Threads have nothing to do.
+    monkeypatch.setattr(PlainReader, "_read_runs", None)
+    reader = PlainReader(4)
+    cells, room = scattered(reader, tmp_path, n)
+    assert np.array_equal(room, data[cells])
+    reader.close()
+
+
+def test_few_places_at_a_time(
+    batch: BatchReads, data: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system takes a part of a list, or none of it for the moment, or is interrupted."""
+    monkeypatch.setattr(PlainReader, "_read_runs", None)
+    invoke, calls, under_way = BatchReads._invoke, [], 0
+
+    def sparing(self: BatchReads, number: int, *arguments: object) -> int:
+        nonlocal under_way
+        calls.append(number)
+        if number == self._submit:
+            if under_way and len(calls) % 3 == 0:
+                raise BlockingIOError(errno.EAGAIN, "later")
+            arguments = (arguments[0], type(arguments[1])(min(7, arguments[1].value)), arguments[2])
+            done = invoke(self, number, *arguments)
+            under_way += done
+            return done
+        if number == self._events and len(calls) % 4 == 0:
+            raise InterruptedError(errno.EINTR, "again")
+        done = invoke(self, number, *arguments)
+        under_way -= done if number == self._events else 0
+        return done
+
+    reader = PlainReader(4)
+    monkeypatch.setattr(BatchReads, "_invoke", sparing)
+    cells, room = scattered(reader, tmp_path, 100)
+    assert np.array_equal(room, data[cells]) and len(calls) > 30
+    reader.close()
+
+
+@pytest.mark.parametrize("problem", [KeyboardInterrupt, OSError])
+def test_nothing_is_under_way_after_an_exception(
+    batch: BatchReads, data: np.ndarray, tmp_path: Path, problem: type, monkeypatch
+) -> None:
+    reader, take, ended = PlainReader(4), BatchReads._take, []
+
+    def broken(self: BatchReads, *arguments: object) -> int:
+        raise problem(errno.EIO, "while reads are under way")
+
+    def closed(self: BatchReads) -> None:
+        ended.append(self._context.value)
+        close(self)
+
+    close = BatchReads.close
+    monkeypatch.setattr(BatchReads, "_take", broken)
+    monkeypatch.setattr(BatchReads, "close", closed)
+    if problem is KeyboardInterrupt:
+        with pytest.raises(KeyboardInterrupt):
+            scattered(reader, tmp_path, 50)
+        monkeypatch.setattr(BatchReads, "_take", take)
+        monkeypatch.setattr(PlainReader, "_read_runs", None)
+    # A list that is refused is read by threads.
+    cells, room = scattered(reader, tmp_path, 50)
+    assert np.array_equal(room, data[cells]) and ended and ended[0]
+    assert (reader._batch is None) == (problem is OSError)
+    reader.close()
+
+
+def test_without_lists_of_reads(data: np.ndarray, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(batch_reads, "batch_read_numbers", lambda: None)
+    reader = PlainReader(4)
+    cells, room = scattered(reader, tmp_path, 50)
+    assert np.array_equal(room, data[cells]) and reader._batch is None
+    reader.close()
 
 
 def test_blocks_are_verified(reader: PlainReader, data: np.ndarray, tmp_path: Path) -> None:
