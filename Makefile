@@ -28,7 +28,7 @@ FUZZ_S ?= 60
 help:
 	@echo 'make run [ARGS="-p TEXT"]  chat with the demo model (sets everything up the first time)'
 	@echo 'make test                  run the tests that need no GPU and are not slow'
-	@echo 'make test-faults           hostile files, faults, signals, limits, soak: about seven minutes'
+	@echo 'make test-faults           hostile files, faults, signals, limits, soak: a quarter of an hour'
 	@echo 'make test-aarch64 [ROOM=DIR] kernels and a model on an emulated aarch64 (Debian, Ubuntu)'
 	@echo 'make fuzz [FUZZ_S=60]      every parser by atheris, FUZZ_S seconds each (Linux)'
 	@echo 'make check                 lint, types, import arrows and tests: what CI runs'
