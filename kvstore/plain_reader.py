@@ -1,11 +1,11 @@
 """PlainReader: reads blocks and cells of keys and values without compiled kernels.
 
-For a device whose kernels read no disk: the host asks for what a layer lacks and waits. Threads
-read with preadv, past the page cache where that works; checksums are numpy's. Compiled kernels have
-a reader of their own (kvstore/reader.py).
+For a device whose kernels read no disk: the host asks for what a layer lacks and waits. Cells are
+read by lists of reads (kvstore/batch_reads.py), or by threads with preadv, as blocks are; past the
+page cache where that works; checksums are numpy's. Compiled kernels have a reader of their own
+(kvstore/reader.py).
 """
 
-import contextlib
 import errno
 import os
 import sys
@@ -42,8 +42,6 @@ class PlainReader:
     """Owner of the files and the threads; closed by `close`. Its reads are waited for: any thread
     may ask, a file is removed while none does."""
 
-    mode = "threads"
-
     def __init__(
         self, n_threads: int = 16, report: Callable[[str], None] = lambda text: None
     ) -> None:
@@ -55,10 +53,16 @@ class PlainReader:
         self._refused: set[int] = set()
         self._lock = threading.Lock()
         self._batch: BatchReads | None = None
-        # Where there are no lists of reads threads do.
-        with contextlib.suppress(OSError):
+        try:
             self._batch = BatchReads()
+        except OSError as error:
+            report(f"cells are read by threads, no lists of reads: {error}")
         self.stats = {"bytes": 0, "stall_ns": 0}
+
+    @property
+    def mode(self) -> str:
+        """How cells are read: "aio" by lists, or "threads"."""
+        return "threads" if self._batch is None else "aio"
 
     def add_file(self, place: Path) -> int:
         """Open a file; returns its number for reads. Raises StoreError."""

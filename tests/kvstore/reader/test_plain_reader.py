@@ -106,7 +106,7 @@ def test_lists_of_any_length(
     monkeypatch.setattr(PlainReader, "_read_runs", None)
     reader = PlainReader(4)
     cells, room = scattered(reader, tmp_path, n)
-    assert np.array_equal(room, data[cells])
+    assert np.array_equal(room, data[cells]) and reader.mode == "aio"
     reader.close()
 
 
@@ -170,9 +170,11 @@ def test_nothing_is_under_way_after_an_exception(
 
 def test_without_lists_of_reads(data: np.ndarray, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(batch_reads, "batch_read_numbers", lambda: None)
-    reader = PlainReader(4)
+    said: list[str] = []
+    reader = PlainReader(4, said.append)
     cells, room = scattered(reader, tmp_path, 50)
-    assert np.array_equal(room, data[cells]) and reader._batch is None
+    assert np.array_equal(room, data[cells]) and reader.mode == "threads"
+    assert "takes no lists of reads" in said[0]
     reader.close()
 
 
