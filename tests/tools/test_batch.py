@@ -57,6 +57,7 @@ def journal(out):
 
 def test_one_output_for_each_file_and_a_report(batch, docs):
     code, figures, err = batch(docs, "--json")
+    assert not (batch.out / ".unfinished").exists()
     assert code == 0 and files(batch.out) == {
         "a.txt.md": "reply 0\n", "b.md.md": "reply 1\n", "sub/a.txt.md": "reply 2\n",
     }  # fmt: skip

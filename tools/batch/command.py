@@ -48,8 +48,11 @@ def batch(operands: list[str], values: argparse.Namespace, status: Status) -> in
         for notice in journal.notices:
             status.notice(notice)
         outputs.prepare()
-        with _executor(task, values, status) as executor:
-            return _Batch(found, task, values, outputs, journal, executor, status).run()
+        try:
+            with _executor(task, values, status) as executor:
+                return _Batch(found, task, values, outputs, journal, executor, status).run()
+        finally:
+            outputs.tidy()
 
 
 def _executor(

@@ -58,6 +58,11 @@ class Outputs:
         """Remove what a killed run left unfinished."""
         shutil.rmtree(self._scratch, ignore_errors=True)
 
+    def tidy(self) -> None:
+        """Remove the folder of what is being written, where nothing is."""
+        with contextlib.suppress(OSError):
+            self._scratch.rmdir()
+
     async def write(self, name: str, text: str) -> None:
         """Write the output of an input, whole or not at all; OSError says how many bytes were to
         be written."""
