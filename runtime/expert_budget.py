@@ -13,8 +13,9 @@ from .forward import PREFILL_TOKENS
 from .options import Options
 from .placement import SEGMENT_TOKENS, SHARE_OF_FREE, Placement
 
-# Of what the trunk, the least cache and the least frames leave, where keys and values lie on disk.
-_EXPERTS_SHARE = 0.75
+# Of what the trunk and the least cache leave, the frames' part where keys and values lie on disk:
+# at least, and at most for what they want.
+_FRAMES_SHARE, _MOST_FRAMES_SHARE = 1 / 4, 1 / 2
 # Keys and values go to disk where the cache would hold less than two tokens' experts, and half as
 # many again otherwise: below that most of what a token reads are experts.
 _FEW_TOKENS, _MORE = 2, 1.5
@@ -84,7 +85,10 @@ def place_experts(
         # Frames take what they find: the experts' part of it is set aside first.
         left = limit - total(kv.bill) + kv.frame_bytes
         if kv.on_disk:
-            left = min(int(_EXPERTS_SHARE * left), left - kv.least_frame_bytes)
+            wanted = min(kv.wanted_frame_bytes, int(_MOST_FRAMES_SHARE * left))
+            part = max(int(_FRAMES_SHARE * left), wanted, kv.least_frame_bytes)
+            # Of a short context, or its half, they hold no more than that.
+            left -= min(part, kv.frame_bytes)
         return with_slots(min(max(least, least + left // slot), every), to_disk)
 
     if options.expert_cache is not None:

@@ -11,7 +11,7 @@ from hga.kvstore.geometry import (
     Geometry,
     n_blocks,
 )
-from hga.kvstore.route import Router
+from hga.kvstore.route import AUTO_MOST, Router
 
 from .budget import BillLine, total
 
@@ -22,6 +22,8 @@ SEGMENT_TOKENS = 8192
 _READER_BYTES = 24 << 20
 # Frames beyond this share of all cells would hold what is hardly ever read again.
 _MOST_FRAMES_SHARE = 1 / 2
+# Frames for what so many tokens read hold nine tenths of what the next one does.
+_WANTED_TOKENS = 2
 # Without --mem, of the memory that is free when the engine opens.
 SHARE_OF_FREE = 0.8
 
@@ -29,13 +31,15 @@ SHARE_OF_FREE = 0.8
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Where keys and values lie, the memory of the frames for cells on disk, the most cells that a
-    KV head of a layer reads for one token, the bill of all, and the least memory of frames."""
+    KV head of a layer reads for one token, the bill of all, and memory of frames: the least, and
+    with which a token finds most of what it reads."""
 
     on_disk: bool
     frame_bytes: int
     overflow_cells: int
     bill: tuple[BillLine, ...]
     least_frame_bytes: int = 0
+    wanted_frame_bytes: int = 0
 
 
 def _overflow_cells(router: Router, ctx: int) -> int:
@@ -44,6 +48,13 @@ def _overflow_cells(router: Router, ctx: int) -> int:
     groups = limits.sinks + limits.window + limits.most + 1
     # A context that is read whole has two groups a cell.
     return min(max(groups, router.least_tokens(ctx) // CELL_TOKENS + 1), -(-ctx // CELL_TOKENS))
+
+
+def _usual_groups(router: Router, ctx: int) -> int:
+    """Groups that a token reads, about, in a context of this size: `auto` seldom takes its most."""
+    limits = router.limits(ctx)
+    groups = limits.sinks + limits.window + limits.most
+    return min(groups, max(AUTO_MOST // GROUP_TOKENS, limits.sinks + limits.window + limits.least))
 
 
 def _disk_lines(
@@ -104,8 +115,9 @@ def place(
     # What one token of the smallest budget reads; with fewer frames every token reads anew.
     least = router.least_tokens(ctx) // GROUP_TOKENS * routed
     least = min(least, most)
+    wanted = min(_WANTED_TOKENS * _usual_groups(router, ctx) * routed, most)
     frames = min(max(limit - total(lines), least), most)
     lines.append(BillLine("frames for keys and values", frames))
     if kv == "auto" and total(lines) >= total(in_ram):
         return Placement(False, 0, 0, tuple(in_ram))
-    return Placement(True, frames, overflow, tuple(lines), least)
+    return Placement(True, frames, overflow, tuple(lines), least, wanted)

@@ -18,7 +18,7 @@ def geometry(engine):
 
 @pytest.mark.parametrize("failure", [StoreError(28, "no room"), KeyboardInterrupt()])
 def test_a_store_that_is_not_made_leaves_nothing(geometry, tmp_path, monkeypatch, failure):
-    def fail(*given):
+    def fail(*given, **named):
         raise failure
 
     monkeypatch.setattr(SessionStore, "create", fail)

@@ -216,7 +216,10 @@ def test_many_clients_some_of_whom_leave(server) -> None:
             break
         time.sleep(0.1)
     ended = {n: now.get(n, 0) - before.get(n, 0) for n in now if n.startswith("hga_requests_total")}
-    assert sum(ended.values()) == 32 and ended['hga_requests_total{status="200"}'] == 24
+    # Who leaves before a busy server has read the request never made one.
+    left = ended['hga_requests_total{status="499"}']
+    assert ended['hga_requests_total{status="200"}'] == 24 and 4 <= left <= 8
+    assert sum(ended.values()) == 24 + left
 
 
 def test_leaving_during_the_prompt_frees_the_model(server) -> None:
