@@ -74,8 +74,12 @@ def _dot_u8i8(acc, u, s, out):
 
 def dot_u8i8(acc, u, s):
     """int32 [16] of int32 [16], uint8 [64] and int8 [64]."""
+    return _sixteen(_dot_u8i8, acc, u, s)
+
+
+def _sixteen(kernel, *operands):
     out = np.zeros(16, np.int32)
-    run(_dot_u8i8, acc, u, s, out)
+    run(kernel, *operands, out)
     return out
 
 
@@ -86,9 +90,7 @@ def _dot_u7i8(acc, u, s, out):
 
 def dot_u7i8(acc, u, s):
     """The same for uint8 below 128."""
-    out = np.zeros(16, np.int32)
-    run(_dot_u7i8, acc, u, s, out)
-    return out
+    return _sixteen(_dot_u7i8, acc, u, s)
 
 
 # --- rows ----------------------------------------------------------------------------------------
