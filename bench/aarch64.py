@@ -89,8 +89,8 @@ def set_up(room: Path) -> str:
     # Named by its own path, so that processes it starts by sys.executable are emulated too.
     python.write_text(
         "#!/bin/sh\n"
-        f"PYTHONHOME={room}/system/usr exec {room}/qemu/usr/bin/qemu-aarch64-static -L {room}/system"
-        f' -0 {python} {room}/system/usr/bin/python{_PYTHON} "$@"\n',
+        f"PYTHONHOME={room}/arm64/usr exec {room}/qemu/usr/bin/qemu-aarch64-static -L {room}/arm64"
+        f' -0 {python} {room}/arm64/usr/bin/python{_PYTHON} "$@"\n',
         encoding="utf-8",
     )
     python.chmod(0o755)
@@ -120,7 +120,7 @@ def fetch_python(room: Path) -> None:
     subprocess.run([*words, "update"], check=True)
     wanted = ["--no-install-recommends", "install", f"python{_PYTHON}", "libstdc++6"]
     subprocess.run([*words, "-y", "--download-only", *wanted], check=True)
-    unpack(apt / "cache" / "archives", room / "system")
+    unpack(apt / "cache" / "archives", room / "arm64")
 
 
 def unpack(folder: Path, into: Path) -> None:
