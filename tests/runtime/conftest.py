@@ -1,5 +1,6 @@
 """Tiny models, packed, and engines on them."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -101,3 +102,25 @@ def reference_logits(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, list[in
             )
 
     return logits
+
+
+@pytest.fixture
+def disk_engines(tmp_path):
+    """disk_engines(engine, frames) gives a KV head of an engine whose sessions lie on disk, in
+    tmp_path / "kv", so many frames; at the end all are closed, and nothing is left behind."""
+    engines = []
+
+    def given(engine, frames):
+        size = sum(
+            frames * shape.n_kv_heads * engine.geometry.cell_bytes(i)
+            for i, shape in enumerate(engine.geometry.layers)
+            if shape.routed
+        )
+        engine.placement = dataclasses.replace(engine.placement, frame_bytes=size)
+        engines.append(engine)
+        return engine
+
+    yield given
+    for engine in engines:
+        engine.close()
+    assert list((tmp_path / "kv").glob("*")) == [], "nothing is left behind"

@@ -9,10 +9,9 @@ import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-import dataclasses
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,9 @@ SESSION = {"budget": "72", "ctx": CTX}
 
 
 @pytest.fixture
-def on_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Opened]:
+def on_card(
+    monkeypatch: pytest.MonkeyPatch, disk_engines: Callable[[Engine, int], Engine], tmp_path: Path
+) -> Opened:
     """on_card(path, frames=…, **options): an engine with device cuda; frames: of a KV head, where
     keys and values lie on disk. Of a past of three blocks one lies there alone."""
     from hga.kernels.triton import attention, experts, products, routing
@@ -57,21 +58,13 @@ def on_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Opened]
             monkeypatch.setattr(module, name, number)
     monkeypatch.setattr(disk_arena, "recent_blocks", lambda window: 2 if window == 0 else 3)
     monkeypatch.setattr(frames, "LEAST_FRAMES", 1)
-    engines: list[Engine] = []
 
     def opened(path: Path, frames: int = 8, **options: Any) -> Engine:
         given = {"kv_dir": tmp_path / "kv", "sessions_dir": tmp_path / "sessions", **SESSION}
         engine = Engine.open(path, Options(device="cuda", **{**given, **options}))
-        shapes = [s for s in engine.geometry.layers if s.routed]
-        size = len(shapes) * frames * shapes[0].n_kv_heads * engine.geometry.cell_bytes(0)
-        engine.placement = dataclasses.replace(engine.placement, frame_bytes=size)
-        engines.append(engine)
-        return engine
+        return disk_engines(engine, frames)
 
-    yield opened
-    for engine in engines:
-        engine.close()
-    assert list((tmp_path / "kv").glob("*")) == [], "nothing is left behind"
+    return opened
 
 
 @pytest.fixture

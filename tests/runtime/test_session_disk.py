@@ -1,10 +1,9 @@
 """Keys and values on disk: the same bits as in memory, whatever the frames, threads and cuts."""
 
-import dataclasses
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,26 +34,17 @@ def model(request: pytest.FixtureRequest, packed_tiny: Packed) -> Path:
 
 
 @pytest.fixture
-def on_disk(open_engine: Opened, tmp_path: Path) -> Iterator[Callable[..., Engine]]:
+def on_disk(
+    open_engine: Opened, disk_engines: Callable[[Engine, int], Engine], tmp_path: Path
+) -> Callable[..., Engine]:
     """on_disk(path, frames=…, **options): an engine whose sessions lie on disk, with so many frames
     a KV head."""
-    engines = []
 
     def opened(path: Path, frames: int = 8, **options: object) -> Engine:
-        engine = open_engine(path, **{"kv": "disk", "kv_dir": tmp_path / "kv", **options})
-        size = sum(
-            frames * s.n_kv_heads * engine.geometry.cell_bytes(i)
-            for i, s in enumerate(engine.geometry.layers)
-            if s.routed
-        )
-        engine.placement = dataclasses.replace(engine.placement, frame_bytes=size)
-        engines.append(engine)
-        return engine
+        given = {"kv": "disk", "kv_dir": tmp_path / "kv", **options}
+        return disk_engines(open_engine(path, **given), frames)
 
-    yield opened
-    for engine in engines:
-        engine.close()
-    assert list((tmp_path / "kv").glob("*")) == [], "nothing is left behind"
+    return opened
 
 
 def decoded(session: Session, ids: list[int]) -> list[np.ndarray]:
