@@ -122,8 +122,10 @@ class Pages:
         missing = found[:, 0].astype(np.int64)
         arena.frames.count_hits(layer, found[:, 1] - missing)
         if missing.any():
-            given = _Given(arena, layer, found, self._used[layer], now)
+            # Noted first: an interrupt may come at any time, and what was given then is forgotten.
+            given = _Given(arena, layer)
             self._pending.append(given)
+            given.take(found, self._used[layer], now)
             failed = self._reader.read_cells(*given.where(), given.cell_bytes)
             if failed is not None:
                 raise given.error(*failed)
@@ -225,19 +227,22 @@ def synchronize(device: str) -> None:
 class _Given:
     """Cells of a layer that were given memory for a token, and where they are read."""
 
-    def __init__(
-        self, arena: DiskArena, layer: int, found: NDArray[np.int32], used: NDArray[np.int32],
-        now: int,
-    ) -> None:  # fmt: skip
+    def __init__(self, arena: DiskArena, layer: int) -> None:
         self._arena, self._layer = arena, layer
         self.cell_bytes = arena.geometry.cell_bytes(layer)
-        table, n_heads = arena.cells[layer], len(found)
         self._cells: list[tuple[int, I64]] = []
+        self._addresses = self._blocks = self._numbers = np.zeros(0, np.int64)
+        self.overflows = False
+
+    def take(self, found: NDArray[np.int32], used: NDArray[np.int32], now: int) -> None:
+        """Give memory to the cells that a KV head lacks, int32 [G, 2 + cells]; used, now: as of
+        Frames.give."""
+        arena, layer, n_heads = self._arena, self._layer, len(found)
         addresses, numbers, blocks = [], [], []
         for head in np.flatnonzero(found[:, 0]).tolist():
             cells = found[head, 2 : 2 + found[head, 0]].astype(np.int64)
-            addresses.append(arena.frames.give(layer, head, table, cells, used, now))
             self._cells.append((head, cells))
+            addresses.append(arena.frames.give(layer, head, arena.cells[layer], cells, used, now))
             block, inside = np.divmod(cells, CELLS_PER_BLOCK)
             chunk, inside = np.divmod(inside, CELLS_PER_CHUNK)
             blocks.append(block)
@@ -273,9 +278,12 @@ class _Given:
 
     def forget(self) -> None:
         """Empty the memory that the cells were given."""
-        table = self._arena.cells[self._layer]
+        table, frames = self._arena.cells[self._layer], self._arena.frames
         for head, cells in self._cells:
-            self._arena.frames.forget(self._layer, head, table, cells)
+            frames.forget(self._layer, head, table, cells)
+        if frames.has_overflows:
+            # Nobody has come to know of these: the layer at hand is the only one that can have any.
+            frames.release(table)
 
 
 def _verify(given: Sequence[_Given]) -> None:

@@ -183,6 +183,31 @@ def test_a_changed_cell_is_an_error(
         np.testing.assert_array_equal(session.step(ids[PAST]), got)
 
 
+@pytest.mark.parametrize("n_frames", [8, 2])
+def test_an_interrupted_token_leaves_no_cell_unread(
+    past: Callable[[str], Path], on_card: Opened, token_ids: Ids, n_frames: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Ctrl-C when cells have memory and their bytes have not come yet."""
+    path, token = past("qwen3"), token_ids(CTX)[PAST]
+    give = frames.Frames.give
+
+    def interrupted(self: frames.Frames, *arguments: Any) -> None:
+        give(self, *arguments)
+        raise KeyboardInterrupt
+
+    with on_card(path, n_frames, kv="disk").session("a", new=False) as session:
+        with monkeypatch.context() as patch:
+            patch.setattr(frames.Frames, "give", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                session.step(token)
+        assert len(session.tokens) == PAST
+        got = session.step(token).copy()
+        assert not session.arena.frames.has_overflows
+    with on_card(path).session("b", new=False) as session:
+        np.testing.assert_array_equal(session.step(token), got)
+
+
 def test_parts_of_a_prompt_end_where_blocks_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a token shares its block with the same others however much of a prompt passes a layer
     together."""
